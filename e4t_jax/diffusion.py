@@ -60,7 +60,7 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
 
     linear              β from `beta_start` to `beta_end` in equal steps (Ho et al. 2020)
     scaled_linear       sqrt(β) in equal steps (Rombach et al. 2022; every Stable Diffusion)
-    squaredcos_cap_v2   ᾱ(u) = cos²(π/2 (u + 0.008) / 1.008), β ≤ 0.999 (Nichol & Dhariwal 2021, arXiv 2102.09672)
+    squaredcos_cap_v2   ᾱ(u) = cos²(π/2 (u + 0.008) / 1.008), β ≤ 0.999 (Nichol & Dhariwal, arXiv 2102.09672)
 
     Errors: `UserError` for a schedule, a prediction type or an option that is not implemented.
     """
