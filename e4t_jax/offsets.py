@@ -35,7 +35,7 @@ Factors = dict[str, dict[str, Array]]
 
 
 class OffsetNetwork(NamedTuple):
-    """The paper's network for the offsets of one kernel W [in, out]; a linear layer maps x to weight x + bias."""
+    """The paper's network for the offsets of one kernel [in, out]; a linear layer is x ↦ weight x + bias."""
 
     v: Float[Array, "1"]
     linear1_weight: Float[Array, "in 1"]
