@@ -1,0 +1,275 @@
+"""Samplers: from noise to latents along the model's own estimates, as pure steps for `jax.lax.scan`.
+
+At level (α, σ) the model splits z into (ẑ_0, ε̂) with z = α ẑ_0 + σ ε̂ (see `diffusion`). Every sampler here
+takes the same step to the next, less noisy level (α', σ'): it puts the parts together again in other shares,
+
+    z' = α' ẑ_0 + σ' ε̂                    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12, η = 0)
+
+and they differ in the estimate they trust, and in the levels they visit:
+
+    ddim              the estimate of this call
+    euler             the same: Euler's method in σ/α (Karras et al. 2022, arXiv 2206.00364) *is* DDIM's step;
+                      levels may lie between timesteps, and the last is σ' = 0
+    euler-ancestral   Euler's levels, and a part of σ' is fresh noise (DDIM with η = 1)
+    dpm++2m           ẑ_0 extrapolated from the last two calls (Lu et al. 2022, arXiv 2211.01095, algorithm 2)
+    pndm              the output extrapolated from the last four calls (Liu et al. 2022, arXiv 2202.09778);
+                      one call more; as Stable Diffusion 1.x ships it, without Runge-Kutta steps
+
+Latents are always variance preserving (α² + σ² = 1), so what a state holds is what the model is to be shown.
+Timesteps and numbers are those of diffusers' schedulers with the same configuration.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+
+from e4t_jax.diffusion import NoiseSchedule, clean_and_noise, noise_schedule
+from e4t_jax.errors import UserError
+
+METHODS = ("ddim", "dpm++2m", "pndm", "euler", "euler-ancestral")
+
+
+class SamplerState(NamedTuple):
+    """Latents z to show the model at the next call, at last the result; what else a sampler keeps."""
+
+    latents: Float[Array, "batch height width channels"]
+    past: tuple[Float[Array, "batch height width channels"], ...] = ()
+    key: PRNGKeyArray | None = None
+
+
+@struct.dataclass
+class Sampler:
+    """The n calls of one way to sample; a pytree, so that it may be an argument of a compiled function.
+
+    dpm = sampler(schedule, "dpm++2m", steps=20)
+    def call(state, i):
+        output = model(state.latents, dpm.timesteps[i])
+        return dpm.step(state, output, i), None
+    state, _ = jax.lax.scan(call, dpm.init(noise, key), jnp.arange(len(dpm.timesteps)))
+    """
+
+    timesteps: Num[Array, "calls"]
+    alpha: Float[Array, "calls"]
+    sigma: Float[Array, "calls"]
+    next_alpha: Float[Array, "calls"]
+    next_sigma: Float[Array, "calls"]
+    prediction_type: str = struct.field(pytree_node=False)
+
+    def init(
+        self, noise: Float[Array, "batch height width channels"], key: PRNGKeyArray | None = None
+    ) -> SamplerState:
+        """The state before the first call, from noise ~ N(0, 1); `key` is for noise added on the way."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        state: SamplerState,
+        output: Float[Array, "batch height width channels"],
+        i: Int[Array, ""] | int,
+    ) -> SamplerState:
+        """The state after call i, at which the model answered `output` (raw: ε or v) to `state.latents`."""
+        raise NotImplementedError
+
+
+@struct.dataclass
+class Ddim(Sampler):
+    """z' = α' ẑ_0 + sqrt(σ'² - fresh²) ε̂ + fresh n, n ~ N(0, 1); without fresh noise, DDIM and Euler."""
+
+    start: Float[Array, ""]
+    kept: Float[Array, "calls"]
+    fresh: Float[Array, "calls"]
+    stochastic: bool = struct.field(pytree_node=False)
+
+    def init(self, noise, key=None):
+        if self.stochastic and key is None:
+            raise ValueError("this sampler adds noise on the way: init(noise, key) needs a key")
+        return SamplerState((self.start * noise).astype(noise.dtype), key=key)
+
+    def step(self, state, output, i):
+        z = state.latents
+        clean, noise = clean_and_noise(self.prediction_type, z, output, self.alpha[i], self.sigma[i])
+        moved = self.next_alpha[i] * clean + self.kept[i] * noise
+        if self.stochastic:
+            moved += self.fresh[i] * jax.random.normal(jax.random.fold_in(state.key, i), z.shape)
+        return state._replace(latents=moved.astype(z.dtype))
+
+
+@struct.dataclass
+class DpmSolver2M(Sampler):
+    """z' = (σ'/σ) (z - α D) + α' D with D = ẑ_0 + w (ẑ_0 - ẑ_0,previous), DDIM's step with D for ẑ_0.
+
+    ẑ_0 is taken for a straight line in the log signal-to-noise ratio λ = log(α/σ): with h = λ' - λ, and
+    h_previous that of the step before, w = h / (2 h_previous). The first and the last step are plain (w = 0):
+    the one has no past, and for the other, to σ' = 0, h is infinite.
+    """
+
+    extrapolation: Float[Array, "calls"]
+
+    def init(self, noise, key=None):
+        return SamplerState(noise, past=(jnp.zeros_like(noise),))
+
+    def step(self, state, output, i):
+        z, (previous,) = state.latents, state.past
+        alpha, sigma = self.alpha[i], self.sigma[i]
+        clean, _ = clean_and_noise(self.prediction_type, z, output, alpha, sigma)
+        estimate = clean + self.extrapolation[i] * (clean - previous)
+        moved = self.next_sigma[i] / sigma * (z - alpha * estimate) + self.next_alpha[i] * estimate
+        return SamplerState(moved.astype(z.dtype), past=(clean.astype(z.dtype),))
+
+
+# Adams-Bashforth: this call's output and the last three, as the past grows. The second call is the exception:
+# it looks at where the first one led and, with the mean of both, takes the first step again.
+_ADAMS = np.array([[24, 0, 0, 0], [12, 12, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+
+
+@struct.dataclass
+class Pndm(Sampler):
+    """DDIM's step with e = Σ_k a_k e_{i-k}, a linear multistep estimate, for the model's output."""
+
+    def init(self, noise, key=None):
+        return SamplerState(noise, past=(jnp.zeros_like(noise),) * 4)
+
+    def step(self, state, output, i):
+        z, (*outputs, first) = state.latents, state.past
+        output = output.astype(z.dtype)
+        weights = jnp.asarray(_ADAMS, jnp.float32)[jnp.minimum(i, 4)]
+        estimate = sum(a * e for a, e in zip(weights, [output, *outputs], strict=True))
+        again = jnp.asarray(i) == 1
+        first = jnp.where(jnp.asarray(i) == 0, z, first)
+        origin = jnp.where(again, first, z)
+        clean, noise = clean_and_noise(self.prediction_type, origin, estimate, self.alpha[i], self.sigma[i])
+        moved = self.next_alpha[i] * clean + self.next_sigma[i] * noise
+        # The trial output of the second call is not remembered.
+        kept = [jnp.where(again, old, new) for old, new in zip(outputs, [output, *outputs[:2]], strict=True)]
+        return SamplerState(moved.astype(z.dtype), past=(*kept, first))
+
+
+def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", steps: int = 50) -> Sampler:
+    """The sampler `method` (one of `METHODS`) with `steps` steps, for a schedule or a `scheduler_config`.
+
+    Where the configuration names no `timestep_spacing`, it is that of diffusers: "leading" for ddim and pndm,
+    "linspace" for the others.
+
+    Errors: `UserError` for an unknown method and for a number of steps that the schedule does not hold.
+    """
+    if isinstance(schedule, Mapping):
+        schedule = noise_schedule(schedule)
+    match method:
+        case "ddim":
+            return _ddim(schedule, steps)
+        case "dpm++2m":
+            return _dpm_solver_2m(schedule, steps)
+        case "pndm":
+            return _pndm(schedule, steps)
+        case "euler" | "euler-ancestral":
+            return _euler(schedule, steps, ancestral=method == "euler-ancestral")
+    raise UserError(f"Unknown sampler {method!r}; choose one of {', '.join(METHODS)}.")
+
+
+def _ddim(schedule: NoiseSchedule, steps: int) -> Ddim:
+    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading")
+    stride = schedule.num_train_timesteps // steps
+    to_one = schedule.set_alpha_to_one is not False
+    now, after = _level(schedule, timesteps, to_one), _level(schedule, timesteps - stride, to_one)
+    return Ddim(
+        jnp.asarray(timesteps), *now, *after, schedule.prediction_type,
+        start=jnp.ones(()), kept=after[1], fresh=jnp.zeros(steps), stochastic=False,
+    )  # fmt: skip
+
+
+def _pndm(schedule: NoiseSchedule, steps: int) -> Pndm:
+    timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading")
+    stride = schedule.num_train_timesteps // steps
+    # Calls at t_0, t_1, t_1, t_2, …: the second one answers for the step that led to t_1.
+    calls = np.insert(timesteps, 1, timesteps[1:2])
+    origins = calls + np.where(np.arange(len(calls)) == 1, stride, 0)
+    to_one = schedule.set_alpha_to_one is True
+    now, after = _level(schedule, origins, to_one), _level(schedule, origins - stride, to_one)
+    return Pndm(jnp.asarray(calls), *now, *after, schedule.prediction_type)
+
+
+def _dpm_solver_2m(schedule: NoiseSchedule, steps: int) -> DpmSolver2M:
+    spacing = schedule.timestep_spacing or "linspace"
+    # But for "trailing", one timestep more is laid out, and the least noisy gives way to the clean end, σ' = 0.
+    timesteps = _timesteps(schedule, steps + (spacing != "trailing"), spacing)[:steps]
+    alpha, sigma = _levels_to_zero(schedule, timesteps)
+    log_snr = jnp.log(alpha[:-1] / sigma[:-1])
+    h = jnp.diff(log_snr)
+    extrapolation = jnp.zeros(steps).at[1:-1].set(h[1:] / (2 * h[:-1]))
+    return DpmSolver2M(
+        jnp.asarray(timesteps),
+        alpha[:-1],
+        sigma[:-1],
+        alpha[1:],
+        sigma[1:],
+        schedule.prediction_type,
+        extrapolation,
+    )
+
+
+def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool) -> Ddim:
+    spacing = schedule.timestep_spacing or "linspace"
+    timesteps = _timesteps(schedule, steps, spacing, whole=False)
+    alpha, sigma = _levels_to_zero(schedule, timesteps)
+    kept = sigma[1:]
+    if ancestral:  # η = 1: σ'² = kept² + fresh² with kept/α' = (σ'/α')² / (σ/α)
+        kept = kept * (sigma[1:] / alpha[1:]) / (sigma[:-1] / alpha[:-1])
+    fresh = jnp.sqrt(jnp.maximum(sigma[1:] ** 2 - kept**2, 0))
+    # "leading" starts short of the last timestep and pretends that no signal is left there; the others scale.
+    start = jnp.ones(()) if spacing == "leading" else sigma[0]
+    return Ddim(
+        jnp.asarray(timesteps), alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], schedule.prediction_type,
+        start=start, kept=kept, fresh=fresh, stochastic=ancestral,
+    )  # fmt: skip
+
+
+def _timesteps(
+    schedule: NoiseSchedule, steps: int, spacing: str, *, whole: bool = True
+) -> Num[np.ndarray, "steps"]:
+    """Timesteps from noisy to clean, spaced as in Lin et al. 2023 (arXiv 2305.08891, table 2)."""
+    total = schedule.num_train_timesteps
+    if not 1 <= steps <= total:
+        raise UserError(f"{steps} sampling steps: a schedule of {total} timesteps allows 1 to {total}.")
+    match spacing:
+        case "leading":
+            timesteps = np.arange(steps)[::-1] * (total // steps) + schedule.steps_offset
+        case "trailing":
+            timesteps = np.round(total - np.arange(steps) * (total / steps)) - 1
+        case "linspace":
+            timesteps = np.linspace(0, total - 1, steps)[::-1]
+            timesteps = timesteps.round() if whole else timesteps
+    if timesteps[0] >= total:
+        raise UserError(
+            f"scheduler_config.json: with steps_offset {schedule.steps_offset}, {steps} sampling steps "
+            f"run past timestep {total - 1}; take fewer."
+        )
+    return timesteps.astype(np.int32 if whole or spacing != "linspace" else np.float32)
+
+
+def _level(
+    schedule: NoiseSchedule, t: Int[np.ndarray, "calls"], set_alpha_to_one: bool
+) -> tuple[Float[Array, "calls"], Float[Array, "calls"]]:
+    """(α_t, σ_t), and where t < 0 the clean end: α = 1, or α_0 for the models trained with that in mind."""
+    end = 1.0 if set_alpha_to_one else schedule.alphas_cumprod[0]
+    alpha_bar = jnp.where(t < 0, end, schedule.alphas_cumprod[np.maximum(t, 0)])
+    return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+
+
+def _levels_to_zero(
+    schedule: NoiseSchedule, timesteps: Num[np.ndarray, "steps"]
+) -> tuple[Float[Array, "levels"], Float[Array, "levels"]]:
+    """(α, σ) at the timesteps, σ/α interpolated between whole ones, and the clean end (1, 0) after them."""
+    # No signal at all would make σ/α infinite; 2^-24 is diffusers' stand-in for it.
+    alpha_bar = jnp.where(schedule.alphas_cumprod == 0, 2.0**-24, schedule.alphas_cumprod)
+    noise_to_signal = jnp.sqrt((1 - alpha_bar) / alpha_bar)
+    ratio = jnp.interp(
+        timesteps.astype(np.float32), jnp.arange(len(alpha_bar), dtype=jnp.float32), noise_to_signal
+    )
+    ratio = jnp.append(ratio, 0.0)
+    alpha = 1 / jnp.sqrt(1 + ratio**2)
+    return alpha, ratio * alpha
