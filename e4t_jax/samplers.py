@@ -159,6 +159,10 @@ def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", s
     """
     if isinstance(schedule, Mapping):
         schedule = noise_schedule(schedule)
+    # DPM-Solver++ lays out one timestep more than it visits.
+    limit = schedule.num_train_timesteps - (method == "dpm++2m")
+    if not 1 <= steps <= limit:
+        raise UserError(f"{steps} sampling steps: {method} on this model takes 1 to {limit}.")
     match method:
         case "ddim":
             return _ddim(schedule, steps)
@@ -173,59 +177,58 @@ def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", s
 
 def _ddim(schedule: NoiseSchedule, steps: int) -> Ddim:
     timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading")
-    stride = schedule.num_train_timesteps // steps
-    to_one = schedule.set_alpha_to_one is not False
-    now, after = _level(schedule, timesteps, to_one), _level(schedule, timesteps - stride, to_one)
+    levels = _levels(schedule, timesteps, steps, set_alpha_to_one=schedule.set_alpha_to_one is not False)
     return Ddim(
-        jnp.asarray(timesteps), *now, *after, schedule.prediction_type,
-        start=jnp.ones(()), kept=after[1], fresh=jnp.zeros(steps), stochastic=False,
-    )  # fmt: skip
+        timesteps=jnp.asarray(timesteps),
+        **levels,
+        prediction_type=schedule.prediction_type,
+        start=jnp.ones(()),
+        kept=levels["next_sigma"],
+        fresh=jnp.zeros(steps),
+        stochastic=False,
+    )
 
 
 def _pndm(schedule: NoiseSchedule, steps: int) -> Pndm:
     timesteps = _timesteps(schedule, steps, schedule.timestep_spacing or "leading")
-    stride = schedule.num_train_timesteps // steps
     # Calls at t_0, t_1, t_1, t_2, …: the second one answers for the step that led to t_1.
     calls = np.insert(timesteps, 1, timesteps[1:2])
-    origins = calls + np.where(np.arange(len(calls)) == 1, stride, 0)
-    to_one = schedule.set_alpha_to_one is True
-    now, after = _level(schedule, origins, to_one), _level(schedule, origins - stride, to_one)
-    return Pndm(jnp.asarray(calls), *now, *after, schedule.prediction_type)
+    origins = calls + (np.arange(len(calls)) == 1) * (schedule.num_train_timesteps // steps)
+    levels = _levels(schedule, origins, steps, set_alpha_to_one=schedule.set_alpha_to_one is True)
+    return Pndm(timesteps=jnp.asarray(calls), **levels, prediction_type=schedule.prediction_type)
 
 
 def _dpm_solver_2m(schedule: NoiseSchedule, steps: int) -> DpmSolver2M:
     spacing = schedule.timestep_spacing or "linspace"
-    # But for "trailing", one timestep more is laid out, and the least noisy gives way to the clean end, σ' = 0.
+    # Unless "trailing", one timestep more is laid out, and the least noisy gives way to the clean end.
     timesteps = _timesteps(schedule, steps + (spacing != "trailing"), spacing)[:steps]
-    alpha, sigma = _levels_to_zero(schedule, timesteps)
-    log_snr = jnp.log(alpha[:-1] / sigma[:-1])
-    h = jnp.diff(log_snr)
-    extrapolation = jnp.zeros(steps).at[1:-1].set(h[1:] / (2 * h[:-1]))
+    levels = _levels_to_zero(schedule, timesteps)
+    h = jnp.diff(jnp.log(levels["alpha"] / levels["sigma"]))
     return DpmSolver2M(
-        jnp.asarray(timesteps),
-        alpha[:-1],
-        sigma[:-1],
-        alpha[1:],
-        sigma[1:],
-        schedule.prediction_type,
-        extrapolation,
+        timesteps=jnp.asarray(timesteps),
+        **levels,
+        prediction_type=schedule.prediction_type,
+        extrapolation=jnp.zeros(steps).at[1:-1].set(h[1:] / (2 * h[:-1])),
     )
 
 
 def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool) -> Ddim:
     spacing = schedule.timestep_spacing or "linspace"
     timesteps = _timesteps(schedule, steps, spacing, whole=False)
-    alpha, sigma = _levels_to_zero(schedule, timesteps)
-    kept = sigma[1:]
-    if ancestral:  # η = 1: σ'² = kept² + fresh² with kept/α' = (σ'/α')² / (σ/α)
-        kept = kept * (sigma[1:] / alpha[1:]) / (sigma[:-1] / alpha[:-1])
-    fresh = jnp.sqrt(jnp.maximum(sigma[1:] ** 2 - kept**2, 0))
-    # "leading" starts short of the last timestep and pretends that no signal is left there; the others scale.
-    start = jnp.ones(()) if spacing == "leading" else sigma[0]
+    levels = _levels_to_zero(schedule, timesteps)
+    alpha, sigma, next_alpha, next_sigma = levels.values()
+    # η = 1: σ'² = kept² + fresh², with kept/α' = (σ'/α')² / (σ/α).
+    kept = next_sigma * (next_sigma / next_alpha) / (sigma / alpha) if ancestral else next_sigma
     return Ddim(
-        jnp.asarray(timesteps), alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], schedule.prediction_type,
-        start=start, kept=kept, fresh=fresh, stochastic=ancestral,
-    )  # fmt: skip
+        timesteps=jnp.asarray(timesteps),
+        **levels,
+        prediction_type=schedule.prediction_type,
+        # "leading" starts short of the last timestep and pretends that no signal is left there.
+        start=jnp.ones(()) if spacing == "leading" else sigma[0],
+        kept=kept,
+        fresh=jnp.sqrt(jnp.maximum(next_sigma**2 - kept**2, 0)),
+        stochastic=ancestral,
+    )
 
 
 def _timesteps(
@@ -233,8 +236,6 @@ def _timesteps(
 ) -> Num[np.ndarray, "steps"]:
     """Timesteps from noisy to clean, spaced as in Lin et al. 2023 (arXiv 2305.08891, table 2)."""
     total = schedule.num_train_timesteps
-    if not 1 <= steps <= total:
-        raise UserError(f"{steps} sampling steps: a schedule of {total} timesteps allows 1 to {total}.")
     match spacing:
         case "leading":
             timesteps = np.arange(steps)[::-1] * (total // steps) + schedule.steps_offset
@@ -251,25 +252,27 @@ def _timesteps(
     return timesteps.astype(np.int32 if whole or spacing != "linspace" else np.float32)
 
 
-def _level(
-    schedule: NoiseSchedule, t: Int[np.ndarray, "calls"], set_alpha_to_one: bool
-) -> tuple[Float[Array, "calls"], Float[Array, "calls"]]:
-    """(α_t, σ_t), and where t < 0 the clean end: α = 1, or α_0 for the models trained with that in mind."""
-    end = 1.0 if set_alpha_to_one else schedule.alphas_cumprod[0]
-    alpha_bar = jnp.where(t < 0, end, schedule.alphas_cumprod[np.maximum(t, 0)])
-    return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+def _levels(
+    schedule: NoiseSchedule, t: Int[np.ndarray, "calls"], steps: int, *, set_alpha_to_one: bool
+) -> dict[str, Float[Array, "calls"]]:
+    """(α, σ) at t and at t - T // steps; where that is negative, α' = 1, or α_0 if not `set_alpha_to_one`."""
+
+    def level(t):
+        end = 1.0 if set_alpha_to_one else schedule.alphas_cumprod[0]
+        alpha_bar = jnp.where(t < 0, end, schedule.alphas_cumprod[np.maximum(t, 0)])
+        return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+
+    (alpha, sigma), (next_alpha, next_sigma) = level(t), level(t - schedule.num_train_timesteps // steps)
+    return {"alpha": alpha, "sigma": sigma, "next_alpha": next_alpha, "next_sigma": next_sigma}
 
 
-def _levels_to_zero(
-    schedule: NoiseSchedule, timesteps: Num[np.ndarray, "steps"]
-) -> tuple[Float[Array, "levels"], Float[Array, "levels"]]:
-    """(α, σ) at the timesteps, σ/α interpolated between whole ones, and the clean end (1, 0) after them."""
+def _levels_to_zero(schedule: NoiseSchedule, t: Num[np.ndarray, "calls"]) -> dict[str, Float[Array, "calls"]]:
+    """(α, σ) at t and at the t that follows, the clean end (1, 0) last; σ/α is interpolated in t."""
     # No signal at all would make σ/α infinite; 2^-24 is diffusers' stand-in for it.
     alpha_bar = jnp.where(schedule.alphas_cumprod == 0, 2.0**-24, schedule.alphas_cumprod)
-    noise_to_signal = jnp.sqrt((1 - alpha_bar) / alpha_bar)
-    ratio = jnp.interp(
-        timesteps.astype(np.float32), jnp.arange(len(alpha_bar), dtype=jnp.float32), noise_to_signal
-    )
+    grid = jnp.arange(len(alpha_bar), dtype=jnp.float32)
+    ratio = jnp.interp(t.astype(np.float32), grid, jnp.sqrt((1 - alpha_bar) / alpha_bar))
     ratio = jnp.append(ratio, 0.0)
     alpha = 1 / jnp.sqrt(1 + ratio**2)
-    return alpha, ratio * alpha
+    sigma = ratio * alpha
+    return {"alpha": alpha[:-1], "sigma": sigma[:-1], "next_alpha": alpha[1:], "next_sigma": sigma[1:]}

@@ -195,7 +195,8 @@ def test_half_precision_latents_stay_half_precision(method):
     ("method", "steps", "message"),
     [
         ("heun", 20, "Unknown sampler 'heun'; choose one of ddim"),
-        ("ddim", 0, "0 sampling steps: .* 1 to 1000"),
+        ("dpm++2m", 0, "0 sampling steps: .* 1 to 999"),
+        ("dpm++2m", 1000, "1000 sampling steps: .* 1 to 999"),
         ("euler", 1001, "1001 sampling steps: .* 1 to 1000"),
         ("pndm", 1000, "steps_offset 1, 1000 sampling steps"),
     ],
