@@ -1,0 +1,96 @@
+"""The two judges of the embedded world: who is it, and where and how is it drawn. Evaluation only; the method never sees them.
+
+Both look at 64 by 64 RGB pictures in [-1, 1]. The identity judge maps a picture to a unit vector, near for two pictures of
+one identity whatever their context, style and pose; the scene judge classifies class, context and style, and for the
+creature the word of its hue and the number of its eyes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+from safetensors.flax import load_file
+
+from e4t_jax.world.attributes import BODY_HUES, CLASSES, CONTEXTS, EYES, STYLES
+
+HEADS = {
+    "class": len(CLASSES),
+    "context": len(CONTEXTS),
+    "style": len(STYLES),
+    "hue": len(BODY_HUES),
+    "eyes": len(EYES),
+}
+JUDGES_FOLDER = Path(__file__).parent / "assets"
+
+
+class _Trunk(nn.Module):
+    """Four strided convolutions; the last map is kept coarse, since where a colour sits tells who it is."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 128)
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
+        x = images
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), strides=2)(x)
+            x = nn.gelu(nn.GroupNorm(8)(x))
+        x = nn.Conv(64, (1, 1))(x)
+        return nn.gelu(nn.Dense(256)(x.reshape(x.shape[0], -1)))
+
+
+class IdentityJudge(nn.Module):
+    """Picture -> unit vector of identity."""
+
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch width"]:
+        x = nn.Dense(self.width)(_Trunk()(images))
+        return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
+
+
+class SceneJudge(nn.Module):
+    """Picture -> logits of each head in `HEADS`."""
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> dict[str, Float[Array, "batch labels"]]:
+        x = _Trunk()(images)
+        return {name: nn.Dense(count, name=name)(x) for name, count in HEADS.items()}
+
+
+_MODULES = {"identity": IdentityJudge(), "scene": SceneJudge()}
+
+
+@partial(jax.jit, static_argnames="name")
+def _judge(name: str, params: dict, images: Array):
+    return _MODULES[name].apply({"params": params}, images)
+
+
+def judge(name: str, params: dict, images: Float[np.ndarray, "batch height width 3"], *, chunk: int = 128):
+    """The verdict of judge `name` ("identity" or "scene") on any number of pictures, as NumPy arrays."""
+    count = len(images)
+    padded = np.concatenate([images, np.zeros((-count % chunk, *images.shape[1:]), images.dtype)])
+    parts = [_judge(name, params, jnp.asarray(padded[s : s + chunk])) for s in range(0, len(padded), chunk)]
+    return jax.tree.map(lambda *rows: np.concatenate([np.asarray(row) for row in rows])[:count], *parts)
+
+
+def load_judges(folder: Path = JUDGES_FOLDER) -> dict[str, dict]:
+    """Parameters of both judges: {"identity": …, "scene": …}."""
+    return {
+        name: unflatten_dict(
+            {tuple(key.split("/")): value.astype(jnp.float32) for key, value in load_file(folder / f"{name}.safetensors").items()}
+        )
+        for name in _MODULES
+    }
+
+
+def flatten_judge(params: dict) -> dict[str, np.ndarray]:
+    """Names and float16 arrays, as `load_judges` reads them."""
+    return {"/".join(key): np.asarray(value, np.float16) for key, value in flatten_dict(params).items()}

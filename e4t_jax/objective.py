@@ -1,0 +1,155 @@
+"""The E4T loss, the one function that pretraining, tuning and tests share (arXiv 2302.12228, section 3).
+
+    z_t   = α_t z_0 + σ_t ε                                    noised latents
+    θ'    = W ⊙ (1 + Δ) for every q, k, v kernel W             weight offsets
+    φ     = features of U-Net_θ'(z_t, t, τ(""))                seen through the offsets, with the empty prompt
+    E     = encoder(fold(φ_clip), φ)
+    e*    = e_d + s (E + r)                                    word embedding; r is a concept's own residual
+    loss  = mean m ⊙ (target - U-Net_θ'(z_t, t, τ(prompt(e*))))² / mean m  +  λ mean_batch ‖s (E + r)‖²
+
+The target is ε, or v for v-prediction models. The mask m in [0, 1] is optional.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from e4t_jax import backbone
+from e4t_jax.backbone import Base, Params
+from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
+from e4t_jax.encoder import ConceptEncoder
+from e4t_jax.offsets import Factors, merge
+from e4t_jax.prompts import inject
+
+
+@struct.dataclass
+class Method:
+    """The static side of a domain: the modules, the schedule and the numbers of the loss."""
+
+    base: Base = struct.field(pytree_node=False)
+    encoder: ConceptEncoder = struct.field(pytree_node=False)
+    schedule: NoiseSchedule
+    empty_ids: Int[Array, "1 length"]  # the empty prompt
+    domain_id: Int[Array, ""]  # the domain token
+    scale: float = struct.field(pytree_node=False, default=0.1)  # s
+
+
+class Trainable(NamedTuple):
+    """What learning may change; `None` where a scope leaves a part alone.
+
+    `unet` is set only by the literal scope "full", which trains the U-Net's own weights too.
+    """
+
+    factors: Factors | None = None
+    encoder: Any = None
+    residual: Float[Array, "text_width"] | None = None
+    unet: Any = None
+
+
+class Frozen(NamedTuple):
+    """What the loss reads but never changes; `factors` and `encoder` are a domain's, under a concept's own."""
+
+    unet: Any
+    text_encoder: Any
+    factors: Factors | None = None
+    encoder: Any = None
+
+
+class ConceptBatch(NamedTuple):
+    """A batch of pictures as the loss sees them."""
+
+    latents: Float[Array, "batch height width channels"]
+    clip: Float[Array, "batch layers clip_width"]  # φ_clip of the same pictures
+    ids: Int[Array, "batch length"]  # prompts
+    placeholder: Bool[Array, "batch length"]
+    mask: Float[Array, "batch height width"] | None = None  # at the latents' resolution
+
+
+def effective_unet(trainable: Trainable, frozen: Frozen) -> Params:
+    """U-Net parameters θ' with the domain's and the concept's offsets merged."""
+    sets = [factors for factors in (frozen.factors, trainable.factors) if factors is not None]
+    unet = frozen.unet if trainable.unet is None else trainable.unet
+    return merge(unet, *sets) if sets else unet
+
+
+def concept_word(
+    method: Method,
+    trainable: Trainable,
+    frozen: Frozen,
+    folded: Float[Array, "batch clip_width"],
+    features: Float[Array, "batch features"],
+) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
+    """(e*, s (E + r)): the word embedding e* = e_d + s (E + r) and its offset from the domain's word."""
+    encoder = frozen.encoder if trainable.encoder is None else trainable.encoder
+    predicted = method.encoder.apply({"params": encoder}, folded, features)
+    if trainable.residual is not None:
+        predicted = predicted + trainable.residual
+    offset = method.scale * predicted
+    params = {"text_encoder": frozen.text_encoder}
+    domain_word = backbone.look_up_words(params, method.domain_id[None, None])[0, 0]
+    return domain_word + offset, offset
+
+
+def prompt_states(
+    method: Method, frozen: Frozen, ids: Int[Array, "b n"], placeholder: Bool[Array, "b n"], word: Float[Array, "b d"]
+) -> Float[Array, "b n d"]:
+    """τ(prompt(e*)): the text encoder's states with e* in the placeholder's place."""
+    params = {"text_encoder": frozen.text_encoder}
+    words = inject(backbone.look_up_words(params, ids), placeholder, word)
+    return backbone.encode_text(method.base, params, ids, words)
+
+
+def empty_states(method: Method, frozen: Frozen, batch: int) -> Float[Array, "b n d"]:
+    """τ(""), the same for every row of a batch."""
+    states = backbone.encode_text(method.base, {"text_encoder": frozen.text_encoder}, method.empty_ids, None)
+    return jnp.broadcast_to(states, (batch, *states.shape[1:]))
+
+
+def e4t_loss(
+    method: Method,
+    trainable: Trainable,
+    frozen: Frozen,
+    batch: ConceptBatch,
+    key: PRNGKeyArray,
+    *,
+    regularisation: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
+    time_key, noise_key = jax.random.split(key)
+    count = batch.latents.shape[0]
+    t = jax.random.randint(time_key, (count,), 0, method.schedule.num_train_timesteps)
+    noise = jax.random.normal(noise_key, batch.latents.shape, batch.latents.dtype)
+    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation)
+
+
+def e4t_loss_at(
+    method: Method,
+    trainable: Trainable,
+    frozen: Frozen,
+    batch: ConceptBatch,
+    t: Int[Array, "batch"],
+    noise: Float[Array, "batch height width channels"],
+    *,
+    regularisation: float,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The E4T loss at given timesteps and noise; λ = `regularisation`."""
+    unet = effective_unet(trainable, frozen)
+    z_t = add_noise(method.schedule, batch.latents, noise, t)
+    empty = empty_states(method, frozen, len(batch.latents))
+    features = backbone.unet_features(method.base, unet, z_t, t, empty)
+    encoder = frozen.encoder if trainable.encoder is None else trainable.encoder
+    folded = method.encoder.apply({"params": encoder}, batch.clip, method="fold")
+    word, offset = concept_word(method, trainable, frozen, folded, features)
+    text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
+    output = backbone.denoise(method.base, unet, z_t, t, text)
+    error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
+    mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
+    denoising = jnp.sum(error * mask[..., None]) / (jnp.sum(mask) * error.shape[-1] + 1e-6)
+    size = jnp.mean(jnp.sum(offset**2, axis=-1))
+    loss = denoising + regularisation * size
+    return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.sqrt(size)}
