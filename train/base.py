@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +34,11 @@ class Config:
     """Folder to write (diffusers layout, float16 safetensors)."""
     work: Path = Path("outputs/base")
     """Folder for pictures and checkpoints; a stopped run continues from it."""
-    pictures: int = 49152
+    pictures: int = 40960
     """Pictures to draw for training."""
-    autoencoder_steps: int = 4000
+    autoencoder_steps: int = 2500
     """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 16000
+    denoiser_steps: int = 12000
     """Steps of the U-Net with its text encoder."""
     contrast_steps: int = 1500
     """Steps of the image encoder, at 64 pictures a step."""
@@ -52,7 +53,10 @@ class Config:
 def fit(name: str, config: Config, loss, params, frozen, batches, steps: int, rate: float):
     """One stage: restores the latest checkpoint, steps, saves every 500 steps; returns the averaged weights."""
     tx = training.optimizer(rate, steps)
-    state = training.init_fit(tx, params)
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    whole, split = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",)))
+    state = jax.device_put(training.init_fit(tx, params), whole)
+    frozen = jax.device_put(frozen, whole)
     step = training.make_step(loss, tx)
     key = jax.random.fold_in(jax.random.key(config.seed), hash_of(name))
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -62,13 +66,13 @@ def fit(name: str, config: Config, loss, params, frozen, batches, steps: int, ra
         first = int(state.step)
         bar = progress(range(first, steps), name, total=steps, initial=first)
         for index, batch in zip(bar, batches(first), strict=False):
-            state, metrics = step(state, frozen, batch, key)
+            state, metrics = step(state, frozen, jax.device_put(batch, split), key)
             if index % 100 == 99:
                 bar.set_postfix({label: f"{float(value):.4f}" for label, value in metrics.items()})
             if (index + 1) % 500 == 0 or index + 1 == steps:
                 checkpoints.save(index + 1, args=ocp.args.StandardSave(state))
         checkpoints.wait_until_finished()
-    return state.average
+    return jax.device_get(state.average)
 
 
 def hash_of(name: str) -> int:
@@ -77,6 +81,8 @@ def hash_of(name: str) -> int:
 
 
 def main(config: Config) -> None:
+    # Two host devices on two cores compute a step 1.6 times as fast as one device with two threads.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     if config.check:
         from e4t_jax.evaluation.ladder import climb
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import jax
 
-from e4t_jax.backbone import Base, Params, random_base
+from e4t_jax.backbone import Base, Params, init_params
 from e4t_jax.world.captions import CAPTION_LENGTH
 from e4t_jax.world.renderer import IMAGE_SIZE
 from e4t_jax.world.tokenizer import build_tokenizer
 
 _TEXT_WIDTH = 128
-_LATENT_CHANNELS = 8
+_LATENT_CHANNELS = 12
 
 
 def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
@@ -22,9 +22,9 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "latent_channels": _LATENT_CHANNELS,
             "down_block_types": ["DownEncoderBlock2D"] * 4,
             "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "block_out_channels": [16, 32, 64, 96],
+            "block_out_channels": [8, 16, 48, 96],
             "layers_per_block": 1,
-            "norm_num_groups": 8,
+            "norm_num_groups": 4,
             "sample_size": IMAGE_SIZE,
             "scaling_factor": 1.0,
         },
@@ -40,6 +40,7 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "attention_head_dim": 4,
         },
         "text_encoder": {
+            "architectures": ["CLIPTextModelWithProjection"],
             "vocab_size": vocabulary_size,
             "hidden_size": _TEXT_WIDTH,
             "intermediate_size": 4 * _TEXT_WIDTH,
@@ -52,6 +53,7 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "eos_token_id": end_token,
         },
         "image_encoder": {
+            "architectures": ["CLIPVisionModelWithProjection"],
             "hidden_size": 128,
             "intermediate_size": 512,
             "num_hidden_layers": 6,
@@ -79,4 +81,5 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
 def new_base(key: jax.Array) -> tuple[Base, Params]:
     """The base model before training."""
     tokenizer = build_tokenizer()
-    return random_base(base_configs(len(tokenizer), tokenizer.eos_token_id), tokenizer, key)
+    base = Base(base_configs(len(tokenizer), tokenizer.eos_token_id), tokenizer)
+    return base, jax.jit(lambda k: init_params(base, k))(key)

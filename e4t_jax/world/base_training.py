@@ -136,7 +136,7 @@ def contrastive_loss(base: Base, params: Params, frozen: Params, batch: tuple[Ar
     del key
     images, ids = batch
     projection = {"text_projection": params["text_projection"]}
-    seen = backbone.embed_image(base, {"image_encoder": params["image_encoder"]}, images)
+    seen = backbone.embed_image(base, params, images)
     read = backbone.embed_text(base, {"text_encoder": {**frozen["text_encoder"], **projection}}, ids)
     logits = jnp.exp(jnp.clip(params["log_temperature"], 0, 4.6)) * _unit(seen) @ _unit(read).T
     labels = jnp.arange(logits.shape[0])

@@ -1,0 +1,281 @@
+"""A text-to-image base model: Stable Diffusion's five parts as Flax modules, and what the method asks of them.
+
+`Base` is the static side (modules, configurations, tokenizer); all weights live in one pytree, keyed
+"vae", "unet", "text_encoder", "image_encoder", and are always passed in. Pictures are NHWC in [-1, 1], latents are
+NHWC and scaled to about unit variance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffusers import FlaxAutoencoderKL
+from flax.traverse_util import flatten_dict
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+from transformers import CLIPTextConfig, CLIPVisionConfig
+from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
+
+from e4t_jax.backbone.kernels import fast_kernels
+from e4t_jax.backbone.unet import FeatureUNet
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+diffusers.logging.set_verbosity_error()  # one deprecation line per layer is no news to a user
+
+Params = dict[str, Any]
+# Channel statistics of the pictures that CLIP was trained on (Radford et al. 2021).
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Base:
+    """The static side of a base model; `configs` are the folder's own JSON files, keyed by part."""
+
+    configs: Mapping[str, Mapping[str, Any]]
+    tokenizer: CLIPTokenizer
+
+    @cached_property
+    def vae(self) -> FlaxAutoencoderKL:
+        return _module(FlaxAutoencoderKL, self.configs["vae"])
+
+    @cached_property
+    def unet(self) -> FeatureUNet:
+        return _module(FeatureUNet, self.configs["unet"])
+
+    @cached_property
+    def text(self) -> FlaxCLIPTextModule:
+        return FlaxCLIPTextModule(CLIPTextConfig(**self.configs["text_encoder"]))
+
+    @cached_property
+    def vision(self) -> FlaxCLIPVisionModule:
+        return FlaxCLIPVisionModule(CLIPVisionConfig(**self.configs["image_encoder"]))
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The scheduler's configuration, for `diffusion.noise_schedule`."""
+        return self.configs["scheduler"]
+
+    @property
+    def scaling_factor(self) -> float:
+        """What takes the VAE's latents to about unit variance."""
+        return self.configs["vae"].get("scaling_factor", 0.18215)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the pictures that the U-Net was trained on."""
+        return self.latent_size * self.downsampling
+
+    @property
+    def latent_size(self) -> int:
+        return self.unet.sample_size
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side for each latent."""
+        return 2 ** (len(self.vae.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.latent_size, self.latent_size, self.unet.in_channels)
+
+    @property
+    def text_width(self) -> int:
+        return self.text.config.hidden_size
+
+    @property
+    def clip_layers(self) -> int:
+        """How many class-token states `image_features` returns."""
+        return self.vision.config.num_hidden_layers // 2
+
+    @property
+    def clip_width(self) -> int:
+        return self.vision.config.hidden_size
+
+
+def with_scaling_factor(base: Base, scaling_factor: float) -> Base:
+    """The same base with another latent scale."""
+    configs = {**base.configs, "vae": {**base.configs["vae"], "scaling_factor": scaling_factor}}
+    return Base(configs, base.tokenizer)
+
+
+def _module(kind: type[nn.Module], config: Mapping[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(kind)}
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    return kind(**{name: value for name, value in frozen.items() if name in known})
+
+
+def init_params(base: Base, key: PRNGKeyArray) -> Params:
+    """Random weights of every part; under `jax.eval_shape`, their shapes."""
+    keys = jax.random.split(key, 6)
+    size = base.vae.sample_size if base.vae.sample_size % base.downsampling == 0 else base.image_size
+    ids = jnp.zeros((1, base.text.config.max_position_embeddings), jnp.int32)
+    picture = jnp.zeros((1, base.vision.config.image_size, base.vision.config.image_size, 3))
+    latents = jnp.zeros((1, *base.latent_shape))
+    text = jnp.zeros((1, 1, base.unet.cross_attention_dim))
+    params = {
+        "vae": base.vae.init(keys[0], jnp.zeros((1, 3, size, size)))["params"],
+        "unet": base.unet.init(keys[1], latents, jnp.zeros((1,), jnp.int32), text, method="denoise")["params"],
+        "text_encoder": base.text.init(keys[2], ids, None, jnp.arange(ids.shape[1])[None])["params"],
+        "image_encoder": base.vision.init(keys[3], picture)["params"],
+    }
+    for part, name, width in (
+        ("text_encoder", "text_projection", base.text_width),
+        ("image_encoder", "visual_projection", base.clip_width),
+    ):
+        if has_projection(base, part):
+            shape = (width, base.configs[part]["projection_dim"])
+            kernel = jax.random.normal(jax.random.fold_in(keys[4], len(name)), shape) * width**-0.5
+            params[part][name] = {"kernel": kernel}
+    return params
+
+
+def has_projection(base: Base, part: str) -> bool:
+    """Whether the part's files hold CLIP's projection into the space shared by pictures and texts."""
+    architectures = base.configs[part].get("architectures") or [""]
+    return architectures[0].endswith("WithProjection")
+
+
+def param_shapes(base: Base) -> Params:
+    """Shapes and dtypes of all weights, with nothing allocated."""
+    return jax.eval_shape(lambda: init_params(base, jax.random.key(0)))
+
+
+def attention_kernels(base: Base) -> dict[str, tuple[int, int]]:
+    """Path -> (in, out) of the q, k and v kernels of every attention layer of the U-Net."""
+    kernels = flatten_dict(param_shapes(base)["unet"], sep="/")
+    suffixes = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
+    return {path.removesuffix("/kernel"): leaf.shape for path, leaf in kernels.items() if path.endswith(suffixes)}
+
+
+def feature_width(base: Base) -> int:
+    """F, the width of φ_unet."""
+    params = param_shapes(base)["unet"]
+    inputs = (jnp.zeros((1, *base.latent_shape)), jnp.zeros((1,), jnp.int32), jnp.zeros((1, 1, base.unet.cross_attention_dim)))
+    return jax.eval_shape(lambda p: unet_features(base, p, *inputs), params).shape[-1]
+
+
+# pictures and latents -----------------------------------------------------------------------------------------------
+
+
+def latent_distribution(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
+    """(mean, log variance) of the VAE's posterior, before scaling."""
+    with nn.intercept_methods(fast_kernels):
+        posterior = base.vae.apply({"params": params["vae"]}, images.transpose(0, 3, 1, 2), method="encode").latent_dist
+    return posterior.mean, posterior.logvar
+
+
+def encode_images(
+    base: Base, params: Params, images: Float[Array, "b h w 3"], key: PRNGKeyArray | None = None
+) -> Float[Array, "b height width channels"]:
+    """z_0 = scaling · VAE.encode(I): a draw from the posterior, or its mean without a key."""
+    mean, log_variance = latent_distribution(base, params, images)
+    if key is not None:
+        mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+    return mean * base.scaling_factor
+
+
+def decode_latents(base: Base, params: Params, latents: Float[Array, "b height width channels"]) -> Float[Array, "b h w 3"]:
+    """Pictures of scaled latents."""
+    with nn.intercept_methods(fast_kernels):
+        decoded = base.vae.apply({"params": params["vae"]}, latents / base.scaling_factor, method="decode").sample
+    return decoded.transpose(0, 2, 3, 1)
+
+
+# text -----------------------------------------------------------------------------------------------------------------
+
+
+def look_up_words(params: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape width"]:
+    """Word embeddings of token ids."""
+    return params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
+
+
+def _read_text(base: Base, params: Params, ids: Array, words: Array | None) -> tuple[Array, Array]:
+    def use_words(next_call, args, kwargs, context):
+        if words is not None and context.module.name == "token_embedding" and context.method_name == "__call__":
+            return words
+        return next_call(*args, **kwargs)
+
+    variables = {"params": {"text_model": params["text_encoder"]["text_model"]}}
+    places = jnp.arange(ids.shape[1])[None]
+    with nn.intercept_methods(use_words):
+        states = base.text.apply(variables, ids, None, places)
+    return states.last_hidden_state, states.pooler_output
+
+
+def encode_text(
+    base: Base, params: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
+) -> Float[Array, "b n d"]:
+    """τ: the states that the U-Net attends to; `words`, where given, take the place of the ids' own embeddings."""
+    return _read_text(base, params, ids, words)[0]
+
+
+def embed_text(base: Base, params: Params, ids: Int[Array, "b n"]) -> Float[Array, "b shared"]:
+    """CLIP's projected text embedding."""
+    pooled = _read_text(base, params, ids, None)[1]
+    return pooled @ params["text_encoder"]["text_projection"]["kernel"]
+
+
+# CLIP image encoder --------------------------------------------------------------------------------------------------
+
+
+def _see(base: Base, params: Params, images: Array, **options: bool) -> Any:
+    size = base.vision.config.image_size
+    if images.shape[1:3] != (size, size):
+        images = jax.image.resize(images, (images.shape[0], size, size, 3), "cubic", antialias=True)
+    pixels = (jnp.clip(images, -1, 1) * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
+    variables = {"params": {"vision_model": params["image_encoder"]["vision_model"]}}
+    return base.vision.apply(variables, pixels, **options)
+
+
+def image_features(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b layers width"]:
+    """φ_clip: class-token states of every second layer, after the post layer norm."""
+    states = _see(base, params, images, output_hidden_states=True).hidden_states
+    tokens = jnp.stack([state[:, 0] for state in states[2::2]], axis=1)
+    norm = nn.LayerNorm(epsilon=base.vision.config.layer_norm_eps)
+    return norm.apply({"params": params["image_encoder"]["vision_model"]["post_layernorm"]}, tokens)
+
+
+def embed_image(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
+    """CLIP's projected image embedding."""
+    pooled = _see(base, params, images).pooler_output
+    return pooled @ params["image_encoder"]["visual_projection"]["kernel"]
+
+
+# U-Net ----------------------------------------------------------------------------------------------------------------
+
+
+def denoise(
+    base: Base,
+    unet: Params,
+    z_t: Float[Array, "b h w c"],
+    t: Int[Array, " b"],
+    text: Float[Array, "b n d"],
+) -> Float[Array, "b h w c"]:
+    """The U-Net's prediction, ε or v."""
+    return denoise_with_features(base, unet, z_t, t, text)[0]
+
+
+def denoise_with_features(
+    base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b features"]]:
+    """The prediction and φ_unet of the same pass."""
+    with nn.intercept_methods(fast_kernels):
+        return base.unet.apply({"params": unet}, z_t, t, text, method="denoise")
+
+
+def unet_features(
+    base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
+) -> Float[Array, "b features"]:
+    """φ_unet(z_t, t), at about half the cost of a prediction."""
+    with nn.intercept_methods(fast_kernels):
+        return base.unet.apply({"params": unet}, z_t, t, text, method="features")
