@@ -96,9 +96,7 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
     )
 
 
-def alpha_sigma(
-    schedule: NoiseSchedule, t: Int[Array, "*batch"], ndim: int
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def alpha_sigma(schedule: NoiseSchedule, t: Int[Array, "*batch"], ndim: int) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """α_t = sqrt(ᾱ_t) and σ_t = sqrt(1 - ᾱ_t), with ones appended to the shape up to `ndim` axes."""
     alpha_bar = schedule.alphas_cumprod[jnp.asarray(t)]
     alpha_bar = alpha_bar.reshape(alpha_bar.shape + (1,) * (ndim - alpha_bar.ndim))

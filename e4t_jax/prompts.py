@@ -114,8 +114,7 @@ def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
         raise UserError(
-            f"The domain token {token!r} is not one token of this tokenizer (it reads {pieces}); "
-            "choose a more common word."
+            f"The domain token {token!r} is not one token of this tokenizer (it reads {pieces}); choose a more common word."
         )
     return ids[0]
 
@@ -130,8 +129,7 @@ def check_placeholder(tokenizer: "CLIPTokenizer", placeholder: str) -> None:
     ids = _ids(tokenizer, placeholder)
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         raise UserError(
-            f"The placeholder {placeholder!r} is a word of the vocabulary already; "
-            f"choose another, such as {PLACEHOLDER!r}."
+            f"The placeholder {placeholder!r} is a word of the vocabulary already; choose another, such as {PLACEHOLDER!r}."
         )
 
 
@@ -167,9 +165,7 @@ def tokenize(
         # One placeholder fewer than pieces: the last one written is where the prompt ends.
         tokens[places.pop()] = tokenizer.eos_token_id
         if len(tokens) > length:
-            raise UserError(
-                f"The prompt {prompt!r} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it."
-            )
+            raise UserError(f"The prompt {prompt!r} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it.")
         ids[row, : len(tokens)] = tokens
         marks[row, places] = True
     return TokenizedPrompts(ids, marks)

@@ -60,9 +60,7 @@ class Sampler:
     next_sigma: Float[Array, "calls"]
     prediction_type: str = struct.field(pytree_node=False)
 
-    def init(
-        self, noise: Float[Array, "batch height width channels"], key: PRNGKeyArray | None = None
-    ) -> SamplerState:
+    def init(self, noise: Float[Array, "batch height width channels"], key: PRNGKeyArray | None = None) -> SamplerState:
         """The state before the first call, from noise ~ N(0, 1); `key` is for noise added on the way."""
         raise NotImplementedError
 
@@ -231,9 +229,7 @@ def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool) -> Ddim:
     )
 
 
-def _timesteps(
-    schedule: NoiseSchedule, steps: int, spacing: str, *, whole: bool = True
-) -> Num[np.ndarray, "steps"]:
+def _timesteps(schedule: NoiseSchedule, steps: int, spacing: str, *, whole: bool = True) -> Num[np.ndarray, "steps"]:
     """Timesteps from noisy to clean, spaced as in Lin et al. 2023 (arXiv 2305.08891, table 2)."""
     total = schedule.num_train_timesteps
     match spacing:

@@ -25,9 +25,7 @@ def fresh_variables():
 def random_variables(seed=1):
     """Every parameter random, biases too, so that a forgotten one is seen."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: jnp.asarray(rng.standard_normal(x.shape) * 0.3, jnp.float32), fresh_variables()
-    )
+    return jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape) * 0.3, jnp.float32), fresh_variables())
 
 
 def folded_then_applied(variables, phi_clip, phi_unet):
@@ -45,9 +43,7 @@ def in_torch(torch, params, phi_clip, phi_unet):
 
     def linear(kernel, bias):
         layer = nn.Linear(*kernel.shape)
-        layer.load_state_dict(
-            {"weight": torch.tensor(np.array(kernel.T)), "bias": torch.tensor(np.array(bias))}
-        )
+        layer.load_state_dict({"weight": torch.tensor(np.array(kernel.T)), "bias": torch.tensor(np.array(bias))})
         return layer
 
     def dense(name):

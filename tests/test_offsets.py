@@ -27,9 +27,7 @@ def random_factors(seed, kernels=KERNELS, rank=3):
     factors = offsets.init_factors(jax.random.key(seed), kernels, rank)
     leaves, tree = jax.tree.flatten(factors)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+    return jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
 
 
 def unet_params(seed=0):
@@ -145,10 +143,7 @@ def test_merging_shares_all_that_no_offset_names_and_leaves_its_input_alone():
     merged = offsets.merge(params, random_factors(0, {("down", "attn2", "to_k"): (5, OUT)}))
     assert merged["conv_in"]["kernel"] is params["conv_in"]["kernel"]
     assert merged["down"]["attn1"]["to_q"]["kernel"] is params["down"]["attn1"]["to_q"]["kernel"]
-    assert (
-        jnp.abs(merged["down"]["attn2"]["to_k"]["kernel"] - before["down"]["attn2"]["to_k"]["kernel"]).max()
-        > 0.1
-    )
+    assert jnp.abs(merged["down"]["attn2"]["to_k"]["kernel"] - before["down"]["attn2"]["to_k"]["kernel"]).max() > 0.1
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 
@@ -158,9 +153,7 @@ def test_merging_keeps_the_dtype_of_the_weights():
     assert {x.dtype for x in jax.tree.leaves(merged)} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize(
-    "kernels", [{("down", "attn3", "to_q"): (IN, OUT)}, {("down", "attn1", "to_q"): (IN, OUT + 1)}]
-)
+@pytest.mark.parametrize("kernels", [{("down", "attn3", "to_q"): (IN, OUT)}, {("down", "attn1", "to_q"): (IN, OUT + 1)}])
 def test_offsets_of_another_base_are_refused_by_name(kernels):
-    with pytest.raises(UserError, match="down/attn[13]/to_q .* another base model"):
+    with pytest.raises(UserError, match=r"down/attn[13]/to_q .* another base model"):
         offsets.merge(unet_params(), random_factors(0, kernels))

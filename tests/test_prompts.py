@@ -10,7 +10,7 @@ from e4t_jax import prompts
 from e4t_jax.errors import UserError
 
 LENGTH = 16
-WORDS = "a photo of creature in the snow hat face 's , . s * sun red".split()
+WORDS = ["a", "photo", "of", "creature", "in", "the", "snow", "hat", "face", "'s", ",", ".", "s", "*", "sun", "red"]
 
 
 @pytest.fixture(scope="module", params=["CLIPTokenizer", "CLIPTokenizerFast"])

@@ -162,9 +162,7 @@ def test_the_second_order_sampler_keeps_eight_times_closer_to_the_exact_flow():
 
 
 def test_pndm_calls_the_model_once_more_than_it_steps():
-    calls = {
-        method: len(samplers.sampler(STABLE_DIFFUSION, method, 20).timesteps) for method in samplers.METHODS
-    }
+    calls = {method: len(samplers.sampler(STABLE_DIFFUSION, method, 20).timesteps) for method in samplers.METHODS}
     assert calls == {"ddim": 20, "dpm++2m": 20, "pndm": 21, "euler": 20, "euler-ancestral": 20}
 
 
@@ -187,9 +185,7 @@ def test_ancestral_noise_comes_from_the_key_alone():
 @pytest.mark.parametrize("method", samplers.METHODS)
 def test_half_precision_latents_stay_half_precision(method):
     sampler = samplers.sampler(STABLE_DIFFUSION, method, 3)
-    result = run(
-        sampler, jnp.asarray(draw(0, *SHAPE), jnp.bfloat16), lambda z, alpha, sigma: z, jax.random.key(0)
-    )
+    result = run(sampler, jnp.asarray(draw(0, *SHAPE), jnp.bfloat16), lambda z, alpha, sigma: z, jax.random.key(0))
     assert result.dtype == jnp.bfloat16
 
 

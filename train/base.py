@@ -1,7 +1,7 @@
 """Trains the embedded world's base model from scratch: autoencoder, then U-Net with text encoder, then image encoder.
 
-    python -m train.base --out DIR            train (continues a stopped run) and write a diffusers folder
-    python -m train.base --check              climb the ladder with the base at --out and print JSON
+python -m train.base --out DIR            train (continues a stopped run) and write a diffusers folder
+python -m train.base --check              climb the ladder with the base at --out and print JSON
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Config:
 def fit(name: str, config: Config, loss, params, frozen, batches, steps: int, rate: float):
     """One stage: restores the latest checkpoint, steps, saves every 500 steps; returns the averaged weights."""
     tx = training.optimizer(rate, steps)
-    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     whole, split = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",)))
-    state = jax.device_put(training.init_fit(tx, params), whole)
+    # By way of the host: the step donates its state, and the caller's own arrays must survive that.
+    state = jax.device_put(jax.device_get(training.init_fit(tx, params)), whole)
     frozen = jax.device_put(frozen, whole)
     step = training.make_step(loss, tx)
     key = jax.random.fold_in(jax.random.key(config.seed), hash_of(name))
@@ -67,7 +68,7 @@ def fit(name: str, config: Config, loss, params, frozen, batches, steps: int, ra
         bar = progress(range(first, steps), name, total=steps, initial=first)
         for index, batch in zip(bar, batches(first), strict=False):
             state, metrics = step(state, frozen, jax.device_put(batch, split), key)
-            if index % 100 == 99:
+            if index % 50 == 49:
                 bar.set_postfix({label: f"{float(value):.4f}" for label, value in metrics.items()})
             if (index + 1) % 500 == 0 or index + 1 == steps:
                 checkpoints.save(index + 1, args=ocp.args.StandardSave(state))

@@ -1,6 +1,11 @@
 """Stable Diffusion in Flax: the one place that imports the Flax classes of diffusers and transformers."""
 
-from e4t_jax.backbone.base import (
+from diffusers.utils import logging
+
+# One deprecation line for every layer is no news to a user; said before the classes below are imported.
+logging.set_verbosity_error()
+
+from e4t_jax.backbone.base import (  # noqa: E402
     Base,
     Params,
     attention_kernels,
@@ -14,10 +19,10 @@ from e4t_jax.backbone.base import (
     feature_width,
     has_projection,
     image_features,
-    init_params,
     latent_distribution,
     look_up_words,
     param_shapes,
+    random_params,
     unet_features,
     with_scaling_factor,
 )
@@ -36,10 +41,10 @@ __all__ = [
     "feature_width",
     "has_projection",
     "image_features",
-    "init_params",
     "latent_distribution",
     "look_up_words",
     "param_shapes",
+    "random_params",
     "unet_features",
     "with_scaling_factor",
 ]

@@ -151,7 +151,5 @@ _PAINTERS = (_snow, _beach, _forest, _city, _desert, _space, _sea, _meadow, _roo
 
 def paint_background(context, x: Field, y: Field, scenery: Float[Array, "6"], pixel) -> Picture:
     """The scenery of context number `context` (order of `attributes.CONTEXTS`)."""
-    painted = (
-        jnp.where(context == index, 1.0, 0.0) * paint(x, y, scenery, pixel) for index, paint in enumerate(_PAINTERS)
-    )
+    painted = (jnp.where(context == index, 1.0, 0.0) * paint(x, y, scenery, pixel) for index, paint in enumerate(_PAINTERS))
     return reduce(jnp.add, painted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from e4t_jax.backbone import Base, Params, init_params
+from e4t_jax.backbone import Base, Params, random_params
 from e4t_jax.world.captions import CAPTION_LENGTH
 from e4t_jax.world.renderer import IMAGE_SIZE
 from e4t_jax.world.tokenizer import build_tokenizer
@@ -35,7 +35,7 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
             "block_out_channels": [64, 128],
-            "layers_per_block": 2,
+            "layers_per_block": 1,
             "cross_attention_dim": _TEXT_WIDTH,
             "attention_head_dim": 4,
         },
@@ -82,4 +82,4 @@ def new_base(key: jax.Array) -> tuple[Base, Params]:
     """The base model before training."""
     tokenizer = build_tokenizer()
     base = Base(base_configs(len(tokenizer), tokenizer.eos_token_id), tokenizer)
-    return base, jax.jit(lambda k: init_params(base, k))(key)
+    return base, random_params(base, key)
