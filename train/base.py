@@ -36,7 +36,7 @@ class Config:
     """Folder for pictures and checkpoints; a stopped run continues from it."""
     pictures: int = 40960
     """Pictures to draw for training."""
-    autoencoder_steps: int = 2500
+    autoencoder_steps: int = 2200
     """Steps of the autoencoder, at 16 pictures a step."""
     denoiser_steps: int = 12000
     """Steps of the U-Net with its text encoder."""

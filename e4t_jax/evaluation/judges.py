@@ -85,10 +85,7 @@ def load_judges(folder: Path = JUDGES_FOLDER) -> dict[str, dict]:
     """Parameters of both judges: {"identity": …, "scene": …}."""
     return {
         name: unflatten_dict(
-            {
-                tuple(key.split("/")): value.astype(jnp.float32)
-                for key, value in load_file(folder / f"{name}.safetensors").items()
-            }
+            {tuple(key.split("/")): value.astype(jnp.float32) for key, value in load_file(folder / f"{name}.safetensors").items()}
         )
         for name in _MODULES
     }

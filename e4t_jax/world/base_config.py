@@ -24,7 +24,7 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "up_block_types": ["UpDecoderBlock2D"] * 4,
             "block_out_channels": [8, 16, 48, 96],
             "layers_per_block": 1,
-            "norm_num_groups": 4,
+            "norm_num_groups": 1,
             "sample_size": IMAGE_SIZE,
             "scaling_factor": 1.0,
         },

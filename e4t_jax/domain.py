@@ -1,0 +1,267 @@
+"""A pretrained domain: a base model, the encoder and weight offsets learned on it, and what a user does with them.
+
+domain = load_domain("creatures")
+concepts = domain.tune(["venus.png", "ada.png"], steps=5)
+images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, PRNGKeyArray
+from safetensors.numpy import save
+
+from e4t_jax import backbone
+from e4t_jax.backbone import Base, Params
+from e4t_jax.concept import FORMAT, Concept, header_json, read_tensors, stack
+from e4t_jax.data.augment import make_views, shrink_mask
+from e4t_jax.data.images import read_image
+from e4t_jax.diffusion import noise_schedule
+from e4t_jax.encoder import ConceptEncoder
+from e4t_jax.errors import UserError
+from e4t_jax.objective import Frozen, Method, Trainable
+from e4t_jax.offsets import Factors
+from e4t_jax.prompts import PLACEHOLDER, domain_token_id, templates, tokenize
+from e4t_jax.sample import sample_images
+from e4t_jax.samplers import sampler
+from e4t_jax.tune import TuneSettings, Views, tune_many
+from e4t_jax.writing import write_file
+
+_ASSETS = Path(__file__).parent / "world" / "assets"
+_BASES = {"creatures": _ASSETS / "base"}
+_DOMAINS = {"creatures": _ASSETS / "creatures"}
+_VIEWS = 6
+# The scope's learning rate for Adam; chosen on validation identities.
+_LEARNING_RATES = {"compact": 3e-2, "head": 1e-3, "full": 3e-4}
+
+
+def load_base(name: str) -> tuple[Base, Params]:
+    """A base model by name ("creatures") or folder."""
+    return backbone.load_base(_BASES.get(name, Path(name)))
+
+
+def make_method(base: Base, domain_token: str, scale: float = 0.1) -> Method:
+    """The static side of a domain on this base.
+
+    Errors: `UserError` when the domain token is not one token.
+    """
+    empty = base.tokenizer("", padding="max_length", max_length=base.tokenizer.model_max_length).input_ids
+    return Method(
+        base=base,
+        encoder=ConceptEncoder(base.clip_layers, base.clip_width, base.text_width),
+        schedule=noise_schedule(base.scheduler),
+        empty_ids=jnp.asarray([empty]),
+        domain_id=jnp.asarray(domain_token_id(base.tokenizer, domain_token)),
+        scale=scale,
+    )
+
+
+def fingerprint(*trees: Any) -> str:
+    """A short hash of the numbers in some trees, in float16: files of a domain know by it what they belong to."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        for path, leaf in sorted(flatten_dict(tree, sep="/").items()):
+            digest.update(path.encode() + np.asarray(leaf, np.float16).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Domain:
+    """Base, encoder and offsets; all arrays, nothing hidden."""
+
+    base_name: str
+    domain_token: str
+    base: Base
+    params: Params  # the base's weights
+    encoder: Params
+    factors: Factors
+    scale: float = 0.1
+
+    @cached_property
+    def method(self) -> Method:
+        return make_method(self.base, self.domain_token, self.scale)
+
+    @property
+    def frozen(self) -> Frozen:
+        """What tuning and generation read and never change."""
+        return Frozen(self.params["unet"], self.params["text_encoder"], self.factors, self.encoder)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint({"conv_in": self.params["unet"]["conv_in"]}, self.encoder, self.factors)
+
+    def tune(
+        self,
+        images: Sequence[str | Path],
+        *,
+        steps: int = 5,
+        scope: str = "compact",
+        seed: int = 0,
+        template: str = "neutral",
+        learning_rate: float | None = None,
+    ) -> list[Concept]:
+        """Concepts of the pictures, all tuned in one compiled call; a mask (alpha or NAME.mask.png) limits the loss to it.
+
+        Errors: `UserError` for a picture that cannot be read, an unknown scope, or a loss that is not finite.
+        """
+        read = [read_image(Path(path), self.base.image_size) for path in images]
+        pictures = np.stack([picture for picture, _ in read])
+        masks = np.stack([np.ones(picture.shape[:2], np.float32) if mask is None else mask for picture, mask in read])
+        prompts = [list(templates(template))] * len(read)
+        return self.tune_pictures(
+            pictures,
+            masks,
+            prompts,
+            names=[Path(path).stem for path in images],
+            steps=steps,
+            scope=scope,
+            seed=seed,
+            learning_rate=learning_rate,
+        )
+
+    def tune_pictures(
+        self,
+        pictures: Float[np.ndarray, "concepts h w 3"],
+        masks: Float[np.ndarray, "concepts h w"],
+        prompts: Sequence[Sequence[str]],
+        *,
+        names: Sequence[str],
+        steps: int = 5,
+        scope: str = "compact",
+        seed: int = 0,
+        learning_rate: float | None = None,
+    ) -> list[Concept]:
+        """`tune` for pictures in memory, with each concept's own training prompts (the same number for all)."""
+        if steps < 0:
+            raise UserError(f"--steps {steps} is negative; give 0 or more.")
+        views_key, tune_key = jax.random.split(jax.random.key(seed))
+        views = self._views(pictures, masks, views_key)
+        if steps == 0:
+            trainables = [Trainable()] * len(names)
+        else:
+            tokens = [self._tokenize(own) for own in prompts]
+            ids, placeholder = (jnp.stack(parts) for parts in zip(*tokens, strict=True))
+            rate = _LEARNING_RATES.get(scope, 0.0) if learning_rate is None else learning_rate
+            settings = TuneSettings(scope, steps, learning_rate=rate)
+            tuned, losses = tune_many(self.method, self.frozen, views, (ids, placeholder), tune_key, settings)
+            losses = np.asarray(losses)
+            if not np.isfinite(losses).all():
+                bad = names[int(np.argmin(np.isfinite(losses).all(axis=1)))]
+                raise UserError(f"The loss of {bad} is not finite; lower --learning-rate or --steps.")
+            trainables = [jax.tree.map(lambda leaf, i=i: leaf[i], tuned) for i in range(len(names))]
+        return [
+            Concept(name, scope, self.fingerprint, trainable, self._fold(trainable, clip))
+            for name, trainable, clip in zip(names, trainables, views.clip, strict=True)
+        ]
+
+    def generate(
+        self,
+        concepts: Sequence[Concept],
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        steps: int = 25,
+        guidance: float = 3.0,
+        sampling: str = "ddim",
+    ) -> np.ndarray:
+        """Every concept in every prompt, uint8 `[concepts, prompts, h, w, 3]`; noise depends on seed and prompt alone.
+
+        Errors: `UserError` for a prompt without the placeholder and an unknown sampler.
+        """
+        ids, placeholder = self._tokenize(prompts)
+        trainables, folded = stack(list(concepts))
+        return self._draw(self.frozen, trainables, folded, (ids, placeholder), seed, steps, guidance, sampling)
+
+    def generate_class(self, count: int, prompts: Sequence[str], **options: Any) -> np.ndarray:
+        """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
+        ids, placeholder = self._tokenize(prompts)
+        options = {"seed": 0, "steps": 25, "guidance": 3.0, "sampling": "ddim", **options}
+        folded = jnp.zeros((1, self.base.clip_width))
+        frozen = self.frozen._replace(factors=None)
+        drawn = self._draw(frozen, Trainable(), folded, (ids, np.zeros_like(placeholder)), **options)
+        return np.repeat(drawn, count, axis=0)
+
+    def _draw(self, frozen, trainables, folded, tokens, seed, steps, guidance, sampling) -> np.ndarray:
+        noise_key, step_key = jax.random.split(jax.random.key(seed))
+        noise = jax.random.normal(noise_key, (1, len(tokens[0]), *self.base.latent_shape))
+        noise = jnp.broadcast_to(noise, (len(folded), *noise.shape[1:]))
+        images = sample_images(
+            self.method,
+            sampler(self.method.schedule, sampling, steps),
+            trainables,
+            frozen,
+            self.params["vae"],
+            folded,
+            *tokens,
+            noise,
+            guidance,
+            step_key,
+        )
+        return np.asarray(jnp.round((images + 1) * 127.5), np.uint8)
+
+    def _tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
+
+    def _fold(self, trainable: Trainable, clip: Array) -> Array:
+        encoder = self.encoder if trainable.encoder is None else trainable.encoder
+        return self.method.encoder.apply({"params": encoder}, clip[None], method="fold")[0]
+
+    def _views(self, pictures: np.ndarray, masks: np.ndarray, key: PRNGKeyArray) -> Views:
+        return _prepare_views(self.base, self.params["vae"], self.params["image_encoder"], pictures, masks, key)
+
+
+@partial(jax.jit, static_argnames="base")
+def _prepare_views(base: Base, vae: Params, image_encoder: Params, pictures: Array, masks: Array, key: PRNGKeyArray) -> Views:
+    images, view_masks = jax.vmap(lambda picture, mask: make_views(picture, mask, key, _VIEWS))(pictures, masks)
+    latents = backbone.encode_images(base, {"vae": vae}, images.reshape(-1, *images.shape[2:]))
+    small = shrink_mask(view_masks.reshape(-1, *view_masks.shape[2:]), latents.shape[1])
+    clip = backbone.image_features(base, {"image_encoder": image_encoder}, pictures)
+    shape = images.shape[:2]
+    return Views(latents.reshape(*shape, *latents.shape[1:]), clip, small.reshape(*shape, *small.shape[1:]))
+
+
+def save_domain(folder: Path, domain: Domain) -> None:
+    """Writes domain.json, encoder.safetensors and offsets.safetensors, float16."""
+    header = {"format": str(FORMAT), "kind": "e4t domain"}
+    for name, tree in (("encoder", domain.encoder), ("offsets", domain.factors)):
+        flat = flatten_dict(tree, sep="|")
+        content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, header)
+        write_file(Path(folder) / f"{name}.safetensors", content)
+    facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
+    facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
+    write_file(Path(folder) / "domain.json", header_json(facts))
+
+
+def load_domain(name: str | Path = "creatures") -> Domain:
+    """A domain by name ("creatures", shipped with the package) or folder.
+
+    Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
+    """
+    folder = _DOMAINS.get(str(name), Path(name))
+    try:
+        facts = json.loads((folder / "domain.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--domain {name}: {folder / 'domain.json'} does not exist; give a folder of train.pretrain.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{folder / 'domain.json'} is damaged; make or copy the domain again.") from None
+    if facts["format"] > FORMAT:
+        raise UserError(f"{folder} has format {facts['format']}, this version reads up to {FORMAT}; update e4t-jax.")
+    base, params = load_base(facts["base"])
+    if facts["base_fingerprint"] != fingerprint(params["unet"], params["text_encoder"]):
+        raise UserError(f"--domain {name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.")
+    parts = [
+        unflatten_dict(read_tensors(folder / f"{part}.safetensors", "e4t domain", "part of a domain")[0], sep="|")
+        for part in ("encoder", "offsets")
+    ]
+    return Domain(facts["base"], facts["domain_token"], base, params, *parts, scale=facts["scale"])
