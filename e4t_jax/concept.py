@@ -67,7 +67,7 @@ def read_tensors(path: Path, kind: str, what: str) -> tuple[dict[str, Array], di
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
-            flat = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in file.keys()}
+            flat = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in file.keys()}  # noqa: SIM118, no dict
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except (SafetensorError, OSError) as error:

@@ -74,7 +74,8 @@ def tune_one(
     """One concept after `settings.steps` steps of Adam on the E4T loss, and the loss before each of them."""
     start_key, draw_key = jax.random.split(key)
     trainable = start(method, frozen, settings.scope, start_key)
-    tx = optax.adam(settings.learning_rate)
+    # A larger ε than Adam's own: entries with next to no gradient must not move at full rate on rounding noise.
+    tx = optax.adam(settings.learning_rate, eps=1e-6)
     loss = partial(e4t_loss, method, regularisation=settings.regularisation)
 
     def step(carry, step_key):

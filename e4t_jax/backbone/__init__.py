@@ -26,6 +26,7 @@ from e4t_jax.backbone.base import (  # noqa: E402
     unet_features,
     with_scaling_factor,
 )
+from e4t_jax.backbone.files import load_base, load_part, save_base, save_part, torch_name  # noqa: E402
 
 __all__ = [
     "Base",
@@ -42,9 +43,14 @@ __all__ = [
     "has_projection",
     "image_features",
     "latent_distribution",
+    "load_base",
+    "load_part",
     "look_up_words",
     "param_shapes",
     "random_params",
+    "save_base",
+    "save_part",
+    "torch_name",
     "unet_features",
     "with_scaling_factor",
 ]

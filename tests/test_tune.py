@@ -1,0 +1,58 @@
+"""Tuning: it learns, every scope runs, and a concept in a batch is the concept alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e4t_jax.errors import UserError
+from e4t_jax.prompts import tokenize
+from e4t_jax.tune import TuneSettings, Views, start, tune_many, tune_one
+
+
+@pytest.fixture(scope="module")
+def inputs(domain):
+    keys = jax.random.split(jax.random.key(0), 2)
+    views = Views(
+        jax.random.normal(keys[0], (3, 2, *domain.base.latent_shape)),
+        jax.random.normal(keys[1], (3, domain.base.clip_layers, domain.base.clip_width)),
+        jnp.ones((3, 2, *domain.base.latent_shape[:2])),
+    )
+    ids, placeholder = tokenize(domain.base.tokenizer, ["*s", "a photo of *s"])
+    prompts = tuple(jnp.broadcast_to(part, (3, *part.shape)) for part in (ids, placeholder))
+    return views, prompts
+
+
+def test_concept_in_a_batch_equals_the_concept_alone(domain, inputs):
+    """Maximum difference 1e-5 in every trained number."""
+    settings = TuneSettings("compact", steps=3, batch_size=4, learning_rate=1e-2)
+    key = jax.random.key(7)
+    together, losses = tune_many(domain.method, domain.frozen, *inputs, key, settings)
+    alone = jax.jit(tune_one)
+    for row in range(3):
+        views, prompts = jax.tree.map(lambda leaf, row=row: leaf[row], inputs)
+        one, own_losses = alone(domain.method, domain.frozen, views, prompts, key, settings)
+        np.testing.assert_allclose(losses[row], own_losses, atol=1e-5)
+        for batched, single in zip(jax.tree.leaves(together), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(batched[row], single, atol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["compact", "head", "full"])
+def test_every_scope_starts_where_the_domain_is(domain, scope):
+    """Δ = 0, r = 0 and the domain's own encoder and U-Net."""
+    trainable = start(domain.method, domain.frozen, scope, jax.random.key(0))
+    assert all(np.all(part["columns"] == 0) for part in trainable.factors.values())
+    assert trainable.residual is None or np.all(trainable.residual == 0)
+    assert trainable.encoder is (None if scope == "compact" else domain.encoder)
+    assert trainable.unet is (domain.params["unet"] if scope == "full" else None)
+
+
+def test_unknown_scope_is_refused(domain):
+    with pytest.raises(UserError, match="--scope 'tiny'"):
+        start(domain.method, domain.frozen, "tiny", jax.random.key(0))
+
+
+def test_loss_falls_in_the_head_scope(domain, inputs):
+    settings = TuneSettings("head", steps=40, batch_size=4, learning_rate=3e-3)
+    _, losses = tune_many(domain.method, domain.frozen, *jax.tree.map(lambda leaf: leaf[:1], inputs), jax.random.key(0), settings)
+    assert np.mean(losses[0, -8:]) < np.mean(losses[0, :8])
