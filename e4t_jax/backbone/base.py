@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from transformers import CLIPTextConfig, CLIPVisionConfig
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
-from e4t_jax.backbone.kernels import fast_kernels
+from e4t_jax.backbone.kernels import kernels
 from e4t_jax.backbone.unet import FeatureUNet
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def feature_width(base: Base) -> int:
 
 def latent_distribution(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
     """(mean, log variance) of the VAE's posterior, before scaling."""
-    with nn.intercept_methods(fast_kernels):
+    with nn.intercept_methods(kernels):
         posterior = base.vae.apply({"params": params["vae"]}, images.transpose(0, 3, 1, 2), method="encode").latent_dist
     return posterior.mean, posterior.logvar
 
@@ -202,7 +202,7 @@ def encode_images(
 
 def decode_latents(base: Base, params: Params, latents: Float[Array, "b height width channels"]) -> Float[Array, "b h w 3"]:
     """Pictures of scaled latents."""
-    with nn.intercept_methods(fast_kernels):
+    with nn.intercept_methods(kernels):
         decoded = base.vae.apply({"params": params["vae"]}, latents / base.scaling_factor, method="decode").sample
     return decoded.transpose(0, 2, 3, 1)
 
@@ -285,7 +285,7 @@ def denoise_with_features(
     base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b features"]]:
     """The prediction and φ_unet of the same pass."""
-    with nn.intercept_methods(fast_kernels):
+    with nn.intercept_methods(kernels):
         return base.unet.apply({"params": unet}, z_t, t, text, method="denoise")
 
 
@@ -293,5 +293,5 @@ def unet_features(
     base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
 ) -> Float[Array, "b features"]:
     """φ_unet(z_t, t), at about half the cost of a prediction."""
-    with nn.intercept_methods(fast_kernels):
+    with nn.intercept_methods(kernels):
         return base.unet.apply({"params": unet}, z_t, t, text, method="features")
