@@ -64,7 +64,7 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
 
     Errors: `UserError` for a schedule, a prediction type or an option that is not implemented.
     """
-    options = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
+    options: dict[str, Any] = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
     options |= {"prediction_type": "epsilon", "steps_offset": 0} | dict(scheduler_config)
     for name in UNSUPPORTED:
         if options.get(name):

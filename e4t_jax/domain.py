@@ -264,4 +264,5 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         unflatten_dict(read_tensors(folder / f"{part}.safetensors", "e4t domain", "part of a domain")[0], sep="|")
         for part in ("encoder", "offsets")
     ]
-    return Domain(facts["base"], facts["domain_token"], base, params, *parts, scale=facts["scale"])
+    encoder, factors = parts
+    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"])

@@ -48,7 +48,7 @@ class OffsetNetwork(NamedTuple):
     row_bias: Float[Array, "out"]  # d
 
 
-def init_factors(key: PRNGKeyArray, kernels: Mapping[Sequence[str] | str, tuple[int, int]], rank: int = 3) -> Factors:
+def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, tuple[int, int]], rank: int = 3) -> Factors:
     """Factors for kernels given as {path: (in, out)}: rows ~ N(0, 1), columns = 0.
 
     Δ = 0 at the start, as in the paper, and yet the columns feel a gradient at once: ∂Δ/∂columns = rows ≠ 0.

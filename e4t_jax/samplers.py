@@ -232,6 +232,7 @@ def _euler(schedule: NoiseSchedule, steps: int, *, ancestral: bool) -> Ddim:
 def _timesteps(schedule: NoiseSchedule, steps: int, spacing: str, *, whole: bool = True) -> Num[np.ndarray, "steps"]:
     """Timesteps from noisy to clean, spaced as in Lin et al. 2023 (arXiv 2305.08891, table 2)."""
     total = schedule.num_train_timesteps
+    timesteps: np.ndarray
     match spacing:
         case "leading":
             timesteps = np.arange(steps)[::-1] * (total // steps) + schedule.steps_offset

@@ -121,13 +121,13 @@ def random_params(base: Base, key: PRNGKeyArray) -> Params:
     def draw(path: str, shape: tuple[int, ...]) -> Array:
         match path.rpartition("/")[2]:
             case "kernel":
-                values = generator.standard_normal(shape, np.float32) * np.prod(shape[:-1]) ** -0.5
+                values = generator.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
             case "scale":
-                values = np.ones(shape)
+                values = np.ones(shape, np.float32)
             case "bias":
-                values = np.zeros(shape)
+                values = np.zeros(shape, np.float32)
             case _:
-                values = 0.02 * generator.standard_normal(shape, np.float32)
+                values = np.float32(0.02) * generator.standard_normal(shape, np.float32)
         return jnp.asarray(values, jnp.float32)
 
     shapes = flatten_dict(param_shapes(base), sep="/")

@@ -66,7 +66,7 @@ def identity_loss(params: dict, images: Array, who: Array, key: jax.Array):
 def scene_loss(params: dict, images: Array, labels: dict[str, Array], key: jax.Array):
     """Sum of the heads' cross-entropies; a label of -1 counts nothing."""
     logits = SceneJudge().apply({"params": params}, degrade(images, key))
-    total = 0.0
+    total = jnp.zeros(())
     for name in HEADS:
         cross = optax.softmax_cross_entropy_with_integer_labels(logits[name], jnp.maximum(labels[name], 0))
         total = total + jnp.mean(jnp.where(labels[name] >= 0, cross, 0.0))

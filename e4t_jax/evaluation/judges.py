@@ -65,7 +65,7 @@ class SceneJudge(nn.Module):
         return {name: nn.Dense(count, name=name)(x) for name, count in HEADS.items()}
 
 
-_MODULES = {"identity": IdentityJudge(), "scene": SceneJudge()}
+_MODULES: dict[str, nn.Module] = {"identity": IdentityJudge(), "scene": SceneJudge()}
 
 
 @partial(jax.jit, static_argnames="name")
