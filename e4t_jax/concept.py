@@ -41,7 +41,7 @@ def save_concept(path: Path, concept: Concept) -> int:
     # A factor's key is a path itself, so parts are joined by a sign that no path holds.
     flat = flatten_dict({**tree, "folded": concept.folded}, sep="|")
     header = {"format": str(FORMAT), "kind": "e4t concept", "scope": concept.scope, "domain": concept.domain}
-    content = save({name: np.asarray(leaf, np.float16) for name, leaf in flat.items()}, header)
+    content = save({name: np.asarray(leaf, np.float16) for name, leaf in flat.items()}, pack_header(header))
     write_file(path, content)
     return len(content)
 
@@ -66,7 +66,7 @@ def read_tensors(path: Path, kind: str, what: str) -> tuple[dict[str, Array], di
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
             flat = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in file.keys()}  # noqa: SIM118, no dict
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
@@ -77,6 +77,11 @@ def read_tensors(path: Path, kind: str, what: str) -> tuple[dict[str, Array], di
     if int(header["format"]) > FORMAT:
         raise UserError(f"{path} has format {header['format']}, this version reads up to {FORMAT}; update e4t-jax.")
     return flat, header
+
+
+def pack_header(header: dict[str, str]) -> dict[str, str]:
+    """A header as ONE entry: safetensors writes several in an order that changes from run to run."""
+    return {"header": json.dumps(header, sort_keys=True)}
 
 
 def header_json(header: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from e4t_jax import backbone
 from e4t_jax.backbone import Base, Params
-from e4t_jax.concept import FORMAT, Concept, header_json, read_tensors, stack
+from e4t_jax.concept import FORMAT, Concept, header_json, pack_header, read_tensors, stack
 from e4t_jax.data.augment import make_views, shrink_mask
 from e4t_jax.data.images import read_image
 from e4t_jax.diffusion import noise_schedule
@@ -236,7 +236,7 @@ def save_domain(folder: Path, domain: Domain) -> None:
     header = {"format": str(FORMAT), "kind": "e4t domain"}
     for name, tree in (("encoder", domain.encoder), ("offsets", domain.factors)):
         flat = flatten_dict(tree, sep="|")
-        content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, header)
+        content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, pack_header(header))
         write_file(Path(folder) / f"{name}.safetensors", content)
     facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
     facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
