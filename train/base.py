@@ -36,9 +36,9 @@ class Config:
     """Folder for pictures and checkpoints; a stopped run continues from it."""
     pictures: int = 40960
     """Pictures to draw for training."""
-    autoencoder_steps: int = 2200
+    autoencoder_steps: int = 3500
     """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 12000
+    denoiser_steps: int = 8000
     """Steps of the U-Net with its text encoder."""
     contrast_steps: int = 1500
     """Steps of the image encoder, at 64 pictures a step."""

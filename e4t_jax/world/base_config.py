@@ -1,4 +1,4 @@
-"""Geometry of the embedded world's base model: Stable Diffusion's architecture in small, at 64 by 64 pixels."""
+"""Geometry of the embedded world's base model: Stable Diffusion's architecture in small, at 32 by 32 pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from e4t_jax.world.renderer import IMAGE_SIZE
 from e4t_jax.world.tokenizer import build_tokenizer
 
 _TEXT_WIDTH = 128
-_LATENT_CHANNELS = 12
+_LATENT_CHANNELS = 8
 
 
 def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
@@ -20,16 +20,16 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "in_channels": 3,
             "out_channels": 3,
             "latent_channels": _LATENT_CHANNELS,
-            "down_block_types": ["DownEncoderBlock2D"] * 4,
-            "up_block_types": ["UpDecoderBlock2D"] * 4,
-            "block_out_channels": [8, 16, 48, 96],
+            "down_block_types": ["DownEncoderBlock2D"] * 3,
+            "up_block_types": ["UpDecoderBlock2D"] * 3,
+            "block_out_channels": [24, 48, 64],
             "layers_per_block": 1,
             "norm_num_groups": 1,
             "sample_size": IMAGE_SIZE,
             "scaling_factor": 1.0,
         },
         "unet": {
-            "sample_size": IMAGE_SIZE // 8,
+            "sample_size": IMAGE_SIZE // 4,
             "in_channels": _LATENT_CHANNELS,
             "out_channels": _LATENT_CHANNELS,
             "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -59,7 +59,7 @@ def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:
             "num_hidden_layers": 6,
             "num_attention_heads": 4,
             "image_size": IMAGE_SIZE,
-            "patch_size": 8,
+            "patch_size": 4,
             "projection_dim": _TEXT_WIDTH,
             "hidden_act": "quick_gelu",
         },

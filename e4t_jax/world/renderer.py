@@ -14,7 +14,7 @@ from e4t_jax.world.attributes import CLASSES, Record, take
 from e4t_jax.world.backgrounds import Picture, colour, over, paint_background
 from e4t_jax.world.shapes import Field
 
-IMAGE_SIZE = 64
+IMAGE_SIZE = 32
 _CHUNK = 256
 
 # style (order of attributes.STYLES): outline strength, volume shading, how far colours fade to paper, hatching, mottling
