@@ -36,14 +36,16 @@ class Config:
     """Folder for pictures and checkpoints; a stopped run continues from it."""
     pictures: int = 40960
     """Pictures to draw for training."""
-    autoencoder_steps: int = 3500
+    autoencoder_steps: int = 2400
     """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 8000
+    denoiser_steps: int = 5000
     """Steps of the U-Net with its text encoder."""
-    contrast_steps: int = 1500
+    contrast_steps: int = 800
     """Steps of the image encoder, at 64 pictures a step."""
     batch_size: int = 32
     """Pictures a step of the U-Net."""
+    start: Path | None = None
+    """Base to start from instead of random weights; stages with 0 steps keep its weights."""
     seed: int = 0
     """Seed of the weights, the pictures and the order of training."""
     check: bool = False
@@ -89,7 +91,7 @@ def main(config: Config) -> None:
 
         print(json.dumps(climb(config.out, track=progress), indent=2))
         return
-    base, params = new_base(jax.random.key(config.seed))
+    base, params = backbone.load_base(config.start) if config.start else new_base(jax.random.key(config.seed))
     pictures = draw_pictures(config.work, config.seed, config.pictures, partial(progress, description="drawing"))
 
     # autoencoder -------------------------------------------------------------------------------------------------
@@ -99,7 +101,9 @@ def main(config: Config) -> None:
     loss = partial(training.autoencoder_loss, base)
     vae = fit("autoencoder", config, loss, {"vae": params["vae"]}, {}, picture_batches, config.autoencoder_steps, 2e-3)
     latents = encode_all(base, vae, pictures)
-    base = backbone.with_scaling_factor(base, float(1 / latents.std()))
+    if config.autoencoder_steps:
+        base = backbone.with_scaling_factor(base, float(1 / latents.std()))
+        backbone.save_base(config.out, base, {**params, **vae})
     latents = latents * base.scaling_factor
 
     # denoiser and text encoder -------------------------------------------------------------------------------------
@@ -116,6 +120,8 @@ def main(config: Config) -> None:
     loss = partial(training.denoiser_loss, base, schedule, empty)
     start = {"unet": params["unet"], "text_encoder": params["text_encoder"]}
     denoiser = fit("denoiser", config, loss, start, {}, caption_batches, config.denoiser_steps, 1e-3)
+
+    backbone.save_base(config.out, base, {**params, **vae, **denoiser})
 
     # image encoder -------------------------------------------------------------------------------------------------
     def pair_batches(first: int):

@@ -50,18 +50,18 @@ def fit(name, loss, params, batches, steps, key):
 
 def main(config: Config) -> None:
     key = jax.random.key(config.seed)
-    blank = jnp.zeros((1, 64, 64, 3))
     generator = np.random.default_rng(config.seed)
 
     print("drawing", flush=True)
     views, _, _ = training.identity_views(config.seed, config.identities, _VIEWS)
     views = views.reshape(config.identities, _VIEWS, *views.shape[1:])
+    blank = jnp.zeros((1, *views.shape[2:]))
 
     def identity_batches():
         while True:
             who = generator.choice(config.identities, 43, replace=False)
             which = np.argsort(generator.uniform(size=(43, _VIEWS)), axis=1)[:, :3]
-            yield as_floats(views[who[:, None], which].reshape(-1, 64, 64, 3)), np.repeat(who, 3)
+            yield as_floats(views[who[:, None], which].reshape(-1, *views.shape[2:])), np.repeat(who, 3)
 
     params = IdentityJudge().init(key, blank)["params"]
     identity = fit("identity", training.identity_loss, params, identity_batches(), config.steps, key)

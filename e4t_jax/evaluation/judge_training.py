@@ -37,7 +37,7 @@ def identity_views(seed: int, count: int, views: int, *, split: str = "train", *
 
 
 def degrade(images: Float[Array, "batch h w 3"], key: jax.Array) -> Float[Array, "batch h w 3"]:
-    """Blur of random strength, noise, a shift of colour and a shift by up to three pixels: a judge must not read single pixels."""
+    """Blur of random strength, noise, a shift of colour and a shift by up to two pixels: a judge must not read single pixels."""
     blur_key, noise_key, gain_key, tint_key, shift_key = jax.random.split(key, 5)
     count = images.shape[0]
     kernel = jnp.array([0.25, 0.5, 0.25])
@@ -49,7 +49,7 @@ def degrade(images: Float[Array, "batch h w 3"], key: jax.Array) -> Float[Array,
     images = images + share * (blurred - images)
     images = images + jax.random.uniform(gain_key, (count, 1, 1, 1)) * 0.08 * jax.random.normal(noise_key, images.shape)
     images = images + 0.04 * jax.random.normal(tint_key, (count, 1, 1, 3))
-    shift = jax.random.randint(shift_key, (count, 2), -3, 4)
+    shift = jax.random.randint(shift_key, (count, 2), -2, 3)
     return jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(images, shift)
 
 

@@ -1,6 +1,6 @@
 """The two judges of the embedded world: who is it, and where and how is it drawn. Evaluation only; the method never sees them.
 
-Both look at 64 by 64 RGB pictures in [-1, 1]. The identity judge maps a picture to a unit vector, near for two pictures of
+Both look at 32 by 32 RGB pictures in [-1, 1]. The identity judge maps a picture to a unit vector, near for two pictures of
 one identity whatever their context, style and pose; the scene judge classifies class, context and style, and for the
 creature the word of its hue and the number of its eyes.
 """
@@ -31,15 +31,15 @@ JUDGES_FOLDER = Path(__file__).parent / "assets"
 
 
 class _Trunk(nn.Module):
-    """Four strided convolutions; the last map is kept coarse, since where a colour sits tells who it is."""
+    """Four convolutions, three of them strided; the last map is kept coarse, since where a colour sits tells who it is."""
 
     widths: tuple[int, ...] = (24, 48, 96, 128)
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
         x = images
-        for width in self.widths:
-            x = nn.Conv(width, (3, 3), strides=2)(x)
+        for index, width in enumerate(self.widths):
+            x = nn.Conv(width, (3, 3), strides=2 if index < 3 else 1)(x)
             x = nn.gelu(nn.GroupNorm(8)(x))
         x = nn.Conv(64, (1, 1))(x)
         return nn.gelu(nn.Dense(256)(x.reshape(x.shape[0], -1)))

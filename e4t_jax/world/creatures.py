@@ -67,7 +67,7 @@ class Creatures(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Procedurally drawn creatures of 64 by 64 pixels with masks and captions.",
+            description="Procedurally drawn creatures of 32 by 32 pixels with masks and captions.",
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # row i is identity i
         )
