@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup test test-full lint base judges clean
+.PHONY: setup demo test test-full lint base judges pretrain evaluate clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,9 @@ $(STAMP): pyproject.toml constraints.txt
 .venv/.tested: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
 	touch .venv/.tested
+
+demo: setup ## personalise six creatures from one picture each; look at outputs/demo/grid.png
+	$(BIN)/python -m infer.demo
 
 test: .venv/.tested ## the tests, ≤ 20 minutes on two cores
 	$(BIN)/python -m pytest -n 2
@@ -32,6 +35,12 @@ base: setup ## train the embedded world's base model from scratch
 
 judges: setup ## train the embedded world's judges
 	$(BIN)/python -m train.judges
+
+pretrain: setup ## pretrain the domain "creatures" on that base
+	$(BIN)/python -m train.pretrain --out e4t_jax/world/assets/creatures
+
+evaluate: setup ## measure five steps on 64 held-out creatures
+	$(BIN)/python -m infer.evaluate
 
 clean:
 	rm -rf .venv outputs build *.egg-info

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from safetensors.numpy import save
 
 from e4t_jax import backbone
@@ -87,6 +87,7 @@ class Domain:
     encoder: Params
     factors: Factors
     scale: float = 0.1
+    template: str = "neutral"  # the kind of prompts to tune with
 
     @cached_property
     def method(self) -> Method:
@@ -108,7 +109,7 @@ class Domain:
         steps: int = 5,
         scope: str = "compact",
         seed: int = 0,
-        template: str = "neutral",
+        template: str | None = None,
         learning_rate: float | None = None,
     ) -> list[Concept]:
         """Concepts of the pictures, all tuned in one compiled call; a mask (alpha or NAME.mask.png) limits the loss to it.
@@ -118,7 +119,7 @@ class Domain:
         read = [read_image(Path(path), self.base.image_size) for path in images]
         pictures = np.stack([picture for picture, _ in read])
         masks = np.stack([np.ones(picture.shape[:2], np.float32) if mask is None else mask for picture, mask in read])
-        prompts = [list(templates(template))] * len(read)
+        prompts = [list(templates(template or self.template))] * len(read)
         return self.tune_pictures(
             pictures,
             masks,
@@ -210,6 +211,10 @@ class Domain:
         )
         return np.asarray(jnp.round((images + 1) * 127.5), np.uint8)
 
+    def tokenize_class(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompts length"]:
+        """Token ids of the prompts with `*s` read as the domain's word."""
+        return self._tokenize(prompts)[0]
+
     def _tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
 
@@ -239,6 +244,7 @@ def save_domain(folder: Path, domain: Domain) -> None:
         content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, pack_header(header))
         write_file(Path(folder) / f"{name}.safetensors", content)
     facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
+    facts["template"] = domain.template
     facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
     write_file(Path(folder) / "domain.json", header_json(facts))
 
@@ -265,4 +271,4 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         for part in ("encoder", "offsets")
     ]
     encoder, factors = parts
-    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"])
+    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"], facts["template"])

@@ -66,7 +66,7 @@ def test_masks_cover_the_creature_and_not_the_picture(world):
     *_, masks = world
     assert masks.dtype == np.uint8
     covered = (masks / 255.0).mean(axis=(1, 2))
-    assert 0.05 <= covered.min() and covered.max() <= 0.6
+    assert covered.min() >= 0.05 and covered.max() <= 0.6
     # Solid: nearly every pixel is inside or outside, only contours lie between.
     assert ((masks > 0) & (masks < 255)).mean() < 0.15
 

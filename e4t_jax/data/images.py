@@ -82,6 +82,13 @@ def _square(picture: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
 
 
+def fit_square(pixels: UInt8[np.ndarray, "height width *channels"], size: int) -> UInt8[np.ndarray, "size size *channels"]:
+    """Centre crop to a square and resize (Lanczos), unless the picture has that size already."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(_square(Image.fromarray(pixels), size))
+
+
 def to_uint8(images: Float[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*batch h w 3"]:
     """[-1, 1] to 0 … 255."""
     return np.asarray((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8)

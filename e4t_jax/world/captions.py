@@ -33,7 +33,7 @@ from e4t_jax.world.attributes import (
 
 CAPTION_LENGTH = 32
 PARTS = 14  # room for the parts of a compound
-_EYES = ("one", "two", "three")
+EYE_WORDS = ("one", "two", "three")
 _EAR_PHRASES = ("earless", "bear-eared", "cat-eared", "bunny-eared", "horned", "antennaed")
 _EAR_WORDS = ("earless", "bear", "cat", "bunny", "horned", "antennaed")
 _HAT_WORDS = ("bareheaded", "hatted", "crowned", "scarfed", "bowtied")
@@ -58,7 +58,7 @@ class Captions(NamedTuple):
 
 def vocabulary() -> list[str]:
     """Every word that the tokenizer keeps whole."""
-    phrases = [*CONTEXTS.values(), *STYLES.values(), *CLASSES, *BODY_HUES, *TRIM_HUES, *SHAPES, *_EYES, *_EAR_PHRASES]
+    phrases = [*CONTEXTS.values(), *STYLES.values(), *CLASSES, *BODY_HUES, *TRIM_HUES, *SHAPES, *EYE_WORDS, *_EAR_PHRASES]
     phrases += [*_EAR_WORDS, *MOUTHS, *PATTERNS, *_HAT_WORDS, "pale dark eyed eared trimmed blushing footed tailed"]
     phrases += [_PLAIN_ENGLISH]
     return sorted({word for phrase in phrases for word in phrase.replace("-", " ").split()})
@@ -77,7 +77,7 @@ def describe(identity: dict[str, float]) -> list[tuple[str, dict[str, float]]]:
     lightness = identity["lightness"]
     shade = "pale" if lightness > 0 else "dark"
     pattern, ears = PATTERNS[int(identity["pattern"])], int(identity["ears"])
-    eyes, mouth = _EYES[int(identity["eyes"])], MOUTHS[int(identity["mouth"])]
+    eyes, mouth = EYE_WORDS[int(identity["eyes"])], MOUTHS[int(identity["mouth"])]
     shape, hat = SHAPES[int(identity["shape"])], _HAT_WORDS[int(identity["hat"])]
     trimmed = f"{trim}-trimmed" if pattern == "plain" else f"{trim}-{pattern}"
     attributes = [
