@@ -34,7 +34,7 @@ def rows_of(record):
 
 
 def test_rendering_is_deterministic(world):
-    identities, scenes, images, masks = world
+    identities, _, images, masks = world
     again_identities, again_scenes = sample_identities(0, COUNT), sample_scenes(0, COUNT)
     for name, value in identities.items():
         assert (value == again_identities[name]).all(), name

@@ -35,9 +35,9 @@ class Config:
     """Folder for pictures and checkpoints; a stopped run continues from it."""
     pictures: int = 40960
     """Pictures to draw for training."""
-    autoencoder_steps: int = 2400
+    autoencoder_steps: int = 2200
     """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 5000
+    denoiser_steps: int = 4500
     """Steps of the U-Net with its text encoder."""
     contrast_steps: int = 800
     """Steps of the image encoder, at 64 pictures a step."""

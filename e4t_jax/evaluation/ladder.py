@@ -51,6 +51,7 @@ def restoration(base: Base, params: Params, count: int = 256) -> float:
 def untrained_domain(base: Base, params: Params) -> Domain:
     """The base with an encoder that says nothing and offsets of zero: what is reached is the base's own."""
     trainable = init_trainable(make_method(base, "creature"), jax.random.key(0))
+    assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
     return Domain("", "creature", base, params, encoder, trainable.factors)
 

@@ -1,4 +1,4 @@
-"""A trial of personalisation in the drawn world: held-out identities, one picture each, other contexts and styles to draw them in."""
+"""A trial of personalisation in the drawn world: held-out identities, one picture each, other scenes to draw them in."""
 
 from __future__ import annotations
 

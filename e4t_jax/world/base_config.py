@@ -10,7 +10,7 @@ from e4t_jax.world.renderer import IMAGE_SIZE
 from e4t_jax.world.tokenizer import build_tokenizer
 
 _TEXT_WIDTH = 128
-_LATENT_CHANNELS = 8
+_LATENT_CHANNELS = 16
 
 
 def base_configs(vocabulary_size: int, end_token: int) -> dict[str, dict]:

@@ -23,8 +23,8 @@ from e4t_jax import backbone
 from e4t_jax.backbone import Base, Params
 from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
 
-_KL_WEIGHT = 2e-4
-_EDGE_WEIGHT = 0.5
+_KL_WEIGHT = 1e-4
+_EDGE_WEIGHT = 0.25
 _UNCONDITIONAL = 0.1
 _EMA_DECAY = 0.999
 
