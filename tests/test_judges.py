@@ -11,7 +11,7 @@ from e4t_jax.evaluation.judge_training import identity_loss, scene_labels, scene
 from e4t_jax.evaluation.judges import HEADS, IdentityJudge, SceneJudge, flatten_judge, judge, load_judges
 from e4t_jax.world.attributes import hue_word, sample_identities, sample_scenes
 
-SIZE = 64
+SIZE = 32
 
 
 @pytest.fixture(scope="module")

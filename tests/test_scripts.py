@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPTS = ("train.base", "train.judges", "train.tune", "infer.generate")
+SCRIPTS = ("train.base", "train.judges", "train.pretrain", "train.tune", "infer.generate", "infer.evaluate", "infer.demo")
 
 
 def call(*arguments):
@@ -52,12 +52,35 @@ def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
     assert written[0] == written[1]
 
 
+def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path):
+    """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
+    from e4t_jax import backbone
+    from e4t_jax.domain import load_domain
+    from train import pretrain
+
+    backbone.save_base(tmp_path / "base", domain.base, domain.params)
+    (tmp_path / "pictures").mkdir()
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}", "batch_size": 2, "template": "neutral"}
+    for name in ("jit", "pmap"):
+        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", steps=2, parallel=name, **common))
+    written = load_domain(tmp_path / "jit")
+    assert written.domain_token == "creature" and written.template == "neutral"
+    assert (tmp_path / "jit" / "encoder.safetensors").read_bytes() != (tmp_path / "pmap" / "encoder.safetensors").read_bytes()
+    again = pretrain.Config(tmp_path / "again", work=tmp_path / "work_jit", steps=2, resume=True, **common)
+    pretrain.main(again)
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("train.tune", "--images", "a.png", "--out", "{}/o", "--domain", "{}/nowhere"), "nowhere"),
         (("train.tune", "--images", "x/a.png", "y/a.png", "--out", "{}/o"), "--images holds two files of one name"),
         (("train.tune", "--images", "a.png", "--out", "/proc/o"), "Cannot write /proc/o"),
+        (("train.pretrain", "--base", "{}/nowhere", "--out", "{}/o"), "nowhere"),
     ],
 )
 def test_mistakes_are_one_line_and_a_status(arguments, said, tmp_path):

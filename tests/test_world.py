@@ -165,7 +165,7 @@ _BUILD = """
 import sys
 from e4t_jax.world.creatures import CreaturesConfig, as_source
 source = as_source("train", sys.argv[1], CreaturesConfig(seed=9, train=3, validation=3, test=3))
-assert source[2]["image"].shape == (64, 64, 3)
+assert source[2]["image"].shape == (32, 32, 3)
 print("tensorflow" in sys.modules)
 """
 
