@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from safetensors.numpy import save
 
 from e4t_jax import backbone
@@ -32,34 +32,52 @@ from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.errors import UserError
 from e4t_jax.objective import Frozen, Method, Trainable
 from e4t_jax.offsets import Factors
-from e4t_jax.prompts import PLACEHOLDER, domain_token_id, templates, tokenize
+from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, domain_token_id, templates, tokenize
 from e4t_jax.sample import sample_images
-from e4t_jax.samplers import sampler
+from e4t_jax.samplers import own_method, sampler
 from e4t_jax.tune import TuneSettings, Views, tune_many
+from e4t_jax.world.tokenizer import build_tokenizer
 from e4t_jax.writing import write_file
 
 _ASSETS = Path(__file__).parent / "world" / "assets"
 _BASES = {"creatures": _ASSETS / "base"}
 _DOMAINS = {"creatures": _ASSETS / "creatures"}
+_PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _VIEWS = 6
 # The scope's learning rate for Adam; chosen on validation identities.
 _LEARNING_RATES = {"compact": 3e-2, "head": 1e-3, "full": 3e-4}
 
 
-def load_base(name: str) -> tuple[Base, Params]:
-    """A base model by name ("creatures") or folder."""
-    return backbone.load_base(_BASES.get(name, Path(name)))
+def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+    """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
+
+    `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
+    "random:vit-h14"; the paper's ViT-H/14 where not given.
+
+    Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
+    """
+    if name.startswith("random:"):
+        configs = backbone.geometry(name.removeprefix("random:"), (image_encoder or "random:vit-h14").removeprefix("random:"))
+        tokenizer = build_tokenizer(backbone.TEXT_LENGTH, backbone.VOCABULARY)
+        base = Base(configs, tokenizer)
+        return base, backbone.random_params(base, jax.random.key(0))
+    folder = backbone.find_folder(_BASES.get(name, name), "--base")
+    own = (folder / "image_encoder" / "config.json").exists()
+    if own and image_encoder is None:
+        return backbone.load_base(folder)
+    seeing = backbone.find_folder(image_encoder or _PAPERS_IMAGE_ENCODER, "--image-encoder", backbone.IMAGE_ENCODER_FILES)
+    return backbone.load_base(folder, image_encoder=seeing)
 
 
-def make_method(base: Base, domain_token: str, scale: float = 0.1) -> Method:
-    """The static side of a domain on this base.
+def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features: str = "layers") -> Method:
+    """The static side of a domain on this base; `clip_features` is what the encoder sees (`backbone.image_features`).
 
     Errors: `UserError` when the domain token is not one token.
     """
     empty = base.tokenizer("", padding="max_length", max_length=base.tokenizer.model_max_length).input_ids
     return Method(
         base=base,
-        encoder=ConceptEncoder(base.clip_layers, base.clip_width, base.text_width),
+        encoder=ConceptEncoder(backbone.feature_count(base, clip_features), base.clip_width, base.text_width),
         schedule=noise_schedule(base.scheduler),
         empty_ids=jnp.asarray([empty]),
         domain_id=jnp.asarray(domain_token_id(base.tokenizer, domain_token)),
@@ -68,11 +86,15 @@ def make_method(base: Base, domain_token: str, scale: float = 0.1) -> Method:
 
 
 def fingerprint(*trees: Any) -> str:
-    """A short hash of the numbers in some trees, in float16: files of a domain know by it what they belong to."""
+    """A short hash of some trees, in float16: files of a domain know by it what they belong to.
+
+    Of a large leaf, a thousand numbers spread over it are read: no retrained model leaves them all as they were.
+    """
     digest = hashlib.sha256()
     for tree in trees:
         for path, leaf in sorted(flatten_dict(tree, sep="/").items()):
-            digest.update(path.encode() + np.asarray(leaf, np.float16).tobytes())
+            sample = jnp.ravel(leaf)[:: max(1, leaf.size // 1000)]
+            digest.update(path.encode() + np.asarray(sample, np.float16).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -88,10 +110,12 @@ class Domain:
     factors: Factors
     scale: float = 0.1
     template: str = "neutral"  # the kind of prompts to tune with
+    image_encoder: str | None = None  # name of CLIP's, where the base brings none
+    clip_features: str = "layers"  # what of CLIP's the encoder sees
 
     @cached_property
     def method(self) -> Method:
-        return make_method(self.base, self.domain_token, self.scale)
+        return make_method(self.base, self.domain_token, self.scale, self.clip_features)
 
     @property
     def frozen(self) -> Frozen:
@@ -151,7 +175,7 @@ class Domain:
         if steps == 0:
             trainables = [Trainable()] * len(names)
         else:
-            tokens = [self._tokenize(own) for own in prompts]
+            tokens = [self.tokenize(own) for own in prompts]
             ids, placeholder = (jnp.stack(parts) for parts in zip(*tokens, strict=True))
             rate = _LEARNING_RATES.get(scope, 0.0) if learning_rate is None else learning_rate
             settings = TuneSettings(scope, steps, learning_rate=rate)
@@ -174,20 +198,22 @@ class Domain:
         seed: int = 0,
         steps: int = 25,
         guidance: float = 3.0,
-        sampling: str = "ddim",
+        sampling: str | None = None,
     ) -> np.ndarray:
         """Every concept in every prompt, uint8 `[concepts, prompts, h, w, 3]`; noise depends on seed and prompt alone.
 
+        `sampling` is one of `samplers.METHODS`; the base's own (scheduler_config.json) where not given.
+
         Errors: `UserError` for a prompt without the placeholder and an unknown sampler.
         """
-        ids, placeholder = self._tokenize(prompts)
+        ids, placeholder = self.tokenize(prompts)
         trainables, folded = stack(list(concepts))
         return self._draw(self.frozen, trainables, folded, (ids, placeholder), seed, steps, guidance, sampling)
 
     def generate_class(self, count: int, prompts: Sequence[str], **options: Any) -> np.ndarray:
         """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
-        ids, placeholder = self._tokenize(prompts)
-        options = {"seed": 0, "steps": 25, "guidance": 3.0, "sampling": "ddim", **options}
+        ids, placeholder = self.tokenize(prompts)
+        options = {"seed": 0, "steps": 25, "guidance": 3.0, "sampling": None, **options}
         folded = jnp.zeros((1, self.base.clip_width))
         frozen = self.frozen._replace(factors=None)
         drawn = self._draw(frozen, Trainable(), folded, (ids, np.zeros_like(placeholder)), **options)
@@ -199,7 +225,7 @@ class Domain:
         noise = jnp.broadcast_to(noise, (len(folded), *noise.shape[1:]))
         images = sample_images(
             self.method,
-            sampler(self.method.schedule, sampling, steps),
+            sampler(self.method.schedule, sampling or own_method(self.base.scheduler), steps),
             trainables,
             frozen,
             self.params["vae"],
@@ -211,11 +237,8 @@ class Domain:
         )
         return np.asarray(jnp.round((images + 1) * 127.5), np.uint8)
 
-    def tokenize_class(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompts length"]:
-        """Token ids of the prompts with `*s` read as the domain's word."""
-        return self._tokenize(prompts)[0]
-
-    def _tokenize(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(self, prompts: Sequence[str]) -> TokenizedPrompts:
+        """Token ids of the prompts, the domain's word in the placeholder's place, and where that is."""
         return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
 
     def _fold(self, trainable: Trainable, clip: Array) -> Array:
@@ -223,15 +246,16 @@ class Domain:
         return self.method.encoder.apply({"params": encoder}, clip[None], method="fold")[0]
 
     def _views(self, pictures: np.ndarray, masks: np.ndarray, key: PRNGKeyArray) -> Views:
-        return _prepare_views(self.base, self.params["vae"], self.params["image_encoder"], pictures, masks, key)
+        weights = self.params["vae"], self.params["image_encoder"]
+        return _prepare_views(self.base, self.clip_features, *weights, pictures, masks, key)
 
 
-@partial(jax.jit, static_argnames="base")
-def _prepare_views(base: Base, vae: Params, image_encoder: Params, pictures: Array, masks: Array, key: PRNGKeyArray) -> Views:
+@partial(jax.jit, static_argnames=("base", "clip_features"))
+def _prepare_views(base: Base, clip_features: str, vae: Params, image_encoder: Params, pictures, masks, key) -> Views:
     images, view_masks = jax.vmap(lambda picture, mask: make_views(picture, mask, key, _VIEWS))(pictures, masks)
     latents = backbone.encode_images(base, {"vae": vae}, images.reshape(-1, *images.shape[2:]))
     small = shrink_mask(view_masks.reshape(-1, *view_masks.shape[2:]), latents.shape[1])
-    clip = backbone.image_features(base, {"image_encoder": image_encoder}, pictures)
+    clip = backbone.image_features(base, {"image_encoder": image_encoder}, pictures, clip_features)
     shape = images.shape[:2]
     return Views(latents.reshape(*shape, *latents.shape[1:]), clip, small.reshape(*shape, *small.shape[1:]))
 
@@ -244,7 +268,7 @@ def save_domain(folder: Path, domain: Domain) -> None:
         content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, pack_header(header))
         write_file(Path(folder) / f"{name}.safetensors", content)
     facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
-    facts["template"] = domain.template
+    facts |= {"template": domain.template, "image_encoder": domain.image_encoder, "clip_features": domain.clip_features}
     facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
     write_file(Path(folder) / "domain.json", header_json(facts))
 
@@ -263,7 +287,10 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         raise UserError(f"{folder / 'domain.json'} is damaged; make or copy the domain again.") from None
     if facts["format"] > FORMAT:
         raise UserError(f"{folder} has format {facts['format']}, this version reads up to {FORMAT}; update e4t-jax.")
-    base, params = load_base(facts["base"])
+    seeing = facts.get("image_encoder")
+    if seeing and (folder / seeing).is_dir():
+        seeing = str(folder / seeing)  # one that came with the domain
+    base, params = load_base(facts["base"], seeing)
     if facts["base_fingerprint"] != fingerprint(params["unet"], params["text_encoder"]):
         raise UserError(f"--domain {name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.")
     parts = [
@@ -271,4 +298,7 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         for part in ("encoder", "offsets")
     ]
     encoder, factors = parts
-    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"], facts["template"])
+    optional = {name: facts[name] for name in ("image_encoder", "clip_features") if name in facts}
+    return Domain(
+        facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"], facts["template"], **optional
+    )

@@ -38,7 +38,7 @@ def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
     """An encoder with random weights and offsets of zero."""
     base = method.base
     encoder_key, factor_key = jax.random.split(key)
-    clip = jnp.zeros((1, base.clip_layers, base.clip_width))
+    clip = jnp.zeros((1, method.encoder.clip_layers, base.clip_width))
     features = jnp.zeros((1, feature_width(base)))
     encoder = method.encoder.init(encoder_key, clip, features, method="unfolded")["params"]
     return Trainable(init_factors(factor_key, attention_kernels(base)), encoder)

@@ -32,6 +32,13 @@ from e4t_jax.diffusion import NoiseSchedule, clean_and_noise, noise_schedule
 from e4t_jax.errors import UserError
 
 METHODS = ("ddim", "dpm++2m", "pndm", "euler", "euler-ancestral")
+_OF_CLASS = {
+    "DDIMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpm++2m",
+    "PNDMScheduler": "pndm",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-ancestral",
+}
 
 
 class SamplerState(NamedTuple):
@@ -145,6 +152,11 @@ class Pndm(Sampler):
         # The trial output of the second call is not remembered.
         kept = [jnp.where(again, old, new) for old, new in zip(outputs, [output, *outputs[:2]], strict=True)]
         return SamplerState(moved.astype(z.dtype), past=(*kept, first))
+
+
+def own_method(scheduler_config: Mapping[str, Any]) -> str:
+    """The sampler that a `scheduler_config.json` names; "ddim" where it names none of `METHODS`."""
+    return _OF_CLASS.get(scheduler_config.get("_class_name", ""), "ddim")
 
 
 def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", steps: int = 50) -> Sampler:

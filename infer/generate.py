@@ -33,8 +33,8 @@ class Config:
     """Sampling steps."""
     guidance: float = 3.0
     """Classifier-free guidance; 1 is none."""
-    sampling: str = "ddim"
-    """Sampler: ddim, dpm++2m, pndm, euler or euler-ancestral."""
+    sampling: str | None = None
+    """Sampler: ddim, dpm++2m, pndm, euler or euler-ancestral; the base's own where not given."""
 
 
 def main(config: Config) -> None:

@@ -50,6 +50,7 @@ def domain():
 @pytest.fixture(scope="session")
 def concept_batch(domain):
     """Four random pictures' latents, features and prompts, with a mask."""
+    from e4t_jax import backbone
     from e4t_jax.objective import ConceptBatch
     from e4t_jax.prompts import tokenize
 
@@ -58,7 +59,7 @@ def concept_batch(domain):
     ids, placeholder = tokenize(domain.base.tokenizer, prompts)
     return ConceptBatch(
         latents=jax.random.normal(keys[0], (4, *domain.base.latent_shape)),
-        clip=jax.random.normal(keys[1], (4, domain.base.clip_layers, domain.base.clip_width)),
+        clip=jax.random.normal(keys[1], (4, backbone.feature_count(domain.base), domain.base.clip_width)),
         ids=jnp.asarray(ids),
         placeholder=jnp.asarray(placeholder),
         mask=jax.random.uniform(keys[2], (4, *domain.base.latent_shape[:2])),

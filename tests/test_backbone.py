@@ -109,7 +109,7 @@ def test_image_encoder_matches_pytorch(saved):
         states = [model.vision_model.post_layernorm(state[:, 0]) for state in theirs.hidden_states[2::2]]
     assert relative_error(backbone.embed_image(base, params, jnp.asarray(images)), theirs.image_embeds) < 1e-4
     features = backbone.image_features(base, params, jnp.asarray(images))
-    assert features.shape == (2, base.clip_layers, base.clip_width)
+    assert features.shape == (2, backbone.feature_count(base), base.clip_width)
     assert relative_error(features, torch.stack(states, dim=1)) < 1e-4
 
 
@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path):
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"unet are damaged .*copy them again"):
+    with pytest.raises(UserError, match=r"unet/diffusion_pytorch_model.safetensors is damaged .*copy it again"):
         backbone.load_base(tmp_path)
     weights.unlink()
     with pytest.raises(UserError, match=r"unet holds no diffusion_pytorch_model.safetensors"):

@@ -15,7 +15,7 @@ def inputs(domain):
     keys = jax.random.split(jax.random.key(0), 2)
     views = Views(
         jax.random.normal(keys[0], (3, 2, *domain.base.latent_shape)),
-        jax.random.normal(keys[1], (3, domain.base.clip_layers, domain.base.clip_width)),
+        jax.random.normal(keys[1], (3, backbone.feature_count(domain.base), domain.base.clip_width)),
         jnp.ones((3, 2, *domain.base.latent_shape[:2])),
     )
     ids, placeholder = tokenize(domain.base.tokenizer, ["*s", "a photo of *s"])

@@ -35,7 +35,9 @@ class Config:
     out: Path
     """Folder of the domain: domain.json, encoder.safetensors, offsets.safetensors."""
     base: str = "creatures"
-    """Base model: "creatures" or a diffusers folder."""
+    """Base model: "creatures", a Hub id, a diffusers folder, random:sd15 or random:sd21."""
+    image_encoder: str | None = None
+    """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
     data: str = "creatures"
     """Pictures: creatures, tfds:NAME or folder:DIR."""
     domain_token: str = "creature"
@@ -63,7 +65,7 @@ class Config:
 def main(config: Config) -> None:
     use_all_cores()
     check_writable(config.out)
-    base, params = load_base(config.base)
+    base, params = load_base(config.base, config.image_encoder)
     method = make_method(base, config.domain_token)
     words = partial(tokenize, base.tokenizer, domain_token=config.domain_token)
     rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, min(100, config.steps // 5), config.steps, 0)
@@ -106,7 +108,16 @@ def main(config: Config) -> None:
                 checkpoints.save(index + 1, args=ocp.args.StandardSave(unplace(state, config.parallel)))
         checkpoints.wait_until_finished()
     trainable = unplace(state, config.parallel).trainable
-    domain = Domain(config.base, config.domain_token, base, params, trainable.encoder, trainable.factors, template=config.template)
+    domain = Domain(
+        config.base,
+        config.domain_token,
+        base,
+        params,
+        trainable.encoder,
+        trainable.factors,
+        template=config.template,
+        image_encoder=config.image_encoder,
+    )
     save_domain(config.out, domain)
     print(f"Wrote {config.out}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -90,11 +90,6 @@ class Base:
         return self.text.config.hidden_size
 
     @property
-    def clip_layers(self) -> int:
-        """How many class-token states `image_features` returns."""
-        return self.vision.config.num_hidden_layers // 2
-
-    @property
     def clip_width(self) -> int:
         return self.vision.config.hidden_size
 
@@ -166,11 +161,16 @@ def param_shapes(base: Base) -> Params:
     return jax.eval_shape(init)
 
 
+def attention_weights(unet: Params) -> dict[str, Any]:
+    """Path -> q, k or v kernel [in, out] of every attention layer of the U-Net."""
+    suffixes = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
+    flat = flatten_dict(unet, sep="/")
+    return {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith(suffixes)}
+
+
 def attention_kernels(base: Base) -> dict[str, tuple[int, int]]:
     """Path -> (in, out) of the q, k and v kernels of every attention layer of the U-Net."""
-    kernels = flatten_dict(param_shapes(base)["unet"], sep="/")
-    suffixes = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
-    return {path.removesuffix("/kernel"): leaf.shape for path, leaf in kernels.items() if path.endswith(suffixes)}
+    return {path: kernel.shape for path, kernel in attention_weights(param_shapes(base)["unet"]).items()}
 
 
 def feature_width(base: Base) -> int:
@@ -253,12 +253,29 @@ def _see(base: Base, params: Params, images: Array, **options: bool) -> Any:
     return base.vision.apply(variables, pixels, **options)
 
 
-def image_features(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b layers width"]:
-    """φ_clip: class-token states of every second layer, after the post layer norm."""
+def image_features(
+    base: Base, params: Params, images: Float[Array, "b h w 3"], kind: str = "layers"
+) -> Float[Array, "b features width"]:
+    """φ_clip, in one of two kinds.
+
+    layers   class-token states of every second layer, after the post layer norm: the paper's
+    tokens   states of the last layer: the class token, normed, and every second patch, not normed: the public PyTorch code's
+    """
     states = _see(base, params, images, output_hidden_states=True).hidden_states
-    tokens = jnp.stack([state[:, 0] for state in states[2::2]], axis=1)
-    norm = nn.LayerNorm(epsilon=base.vision.config.layer_norm_eps)
-    return norm.apply({"params": params["image_encoder"]["vision_model"]["post_layernorm"]}, tokens)
+    norm = partial(
+        nn.LayerNorm(epsilon=base.vision.config.layer_norm_eps).apply,
+        {"params": params["image_encoder"]["vision_model"]["post_layernorm"]},
+    )
+    if kind == "tokens":
+        return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
+    return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
+
+
+def feature_count(base: Base, kind: str = "layers") -> int:
+    """How many states `image_features` returns."""
+    config = base.vision.config
+    patches = (config.image_size // config.patch_size) ** 2
+    return 1 + patches // 2 if kind == "tokens" else config.num_hidden_layers // 2
 
 
 def embed_image(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:

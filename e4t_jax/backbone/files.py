@@ -10,36 +10,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 from transformers import CLIPTokenizer
 
-from e4t_jax.backbone.base import Base, Params, param_shapes
+from e4t_jax.backbone.base import Base, Params, has_projection, param_shapes
+from e4t_jax.backbone.weights import STEMS, Weights, open_weights, read_json
 from e4t_jax.errors import UserError
 from e4t_jax.writing import write_file
 
-_WEIGHTS = {
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "image_encoder": "model",
-}
 _CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
 }
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Flax's name of a VAE attention layer -> PyTorch's, newer and older.
@@ -70,7 +61,7 @@ def to_torch(path: str, leaf: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T)
 
 
-def from_torch(path: str, tensor: Array, shape: tuple[int, ...]) -> Array:
+def from_torch(path: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The inverse of `to_torch`; a 1×1 convolution may have been stored as a linear layer and the other way round."""
     if not path.endswith("/kernel"):
         return tensor
@@ -82,97 +73,100 @@ def from_torch(path: str, tensor: Array, shape: tuple[int, ...]) -> Array:
 
 
 def save_base(folder: Path, base: Base, params: Params, dtype: Any = np.float16) -> None:
-    """Writes a base as a diffusers folder that PyTorch's classes load too."""
+    """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too."""
     folder = Path(folder)
-    for part in _WEIGHTS:
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
+    for part in params:
         save_part(folder, part, params[part], dtype)
         config = dict(base.configs[part])
+        library, kind = _CLASSES[part]
         if part in ("vae", "unet"):
-            config = {"_class_name": _CLASSES[part][1], **config}
+            config = {"_class_name": kind, **config}
         else:
+            kind = kind if has_projection(base, part) else kind.removesuffix("WithProjection")
             config = {"model_type": "clip_text_model" if part == "text_encoder" else "clip_vision_model", **config}
-        _write_json(folder / part / "config.json", config)
-    _write_json(folder / "scheduler" / "scheduler_config.json", dict(base.scheduler))
+        index[part] = [library, kind]
+        write_json(folder / part / "config.json", config)
+    write_json(folder / "scheduler" / "scheduler_config.json", dict(base.scheduler))
     base.tokenizer.save_pretrained(folder / "tokenizer")
-    _write_json(
-        folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **{k: list(v) for k, v in _CLASSES.items()}}
-    )
+    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", base.scheduler["_class_name"]]}
+    write_json(folder / "model_index.json", index)
 
 
 def save_part(folder: Path, part: str, params: Params, dtype: Any = np.float16) -> None:
     """Writes the weights of one part in PyTorch's names and layouts."""
     flat = flatten_dict(params, sep="/")
     tensors = {torch_name(part, path): to_torch(path, np.asarray(leaf)).astype(dtype) for path, leaf in flat.items()}
-    write_file(folder / part / f"{_WEIGHTS[part]}.safetensors", save(tensors, {"format": "pt"}))
+    write_file(folder / part / f"{STEMS[part][0]}.safetensors", save(tensors, {"format": "pt"}))
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """A JSON file with sorted keys, so that equal content gives equal files."""
     write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def load_base(folder: Path, dtype: Any = jnp.float32) -> tuple[Base, Params]:
+def load_base(folder: Path, dtype: Any = jnp.float32, image_encoder: Path | None = None) -> tuple[Base, Params]:
     """Reads a base from a diffusers folder, tensor by tensor, as `dtype`.
+
+    `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not).
 
     Errors: `UserError`, one line that names the file, when one is missing, damaged or of another architecture.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"The base model {folder} does not exist; give a folder in the diffusers layout.")
-    configs = {part: _read_json(folder / part / "config.json") for part in _WEIGHTS}
-    configs["scheduler"] = _read_json(folder / "scheduler" / "scheduler_config.json")
+        raise UserError(f"The base model {folder} does not exist; give a folder in the diffusers layout or a Hub id.")
+    folders = {part: folder / part for part in STEMS} | ({"image_encoder": Path(image_encoder)} if image_encoder else {})
+    configs = {part: read_config(part, where) for part, where in folders.items()}
+    configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     if not (folder / "tokenizer" / "vocab.json").exists():
         raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} does not exist; the base model is incomplete, copy it again.")
     base = Base(configs, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
     shapes = param_shapes(base)
-    return base, {part: load_part(folder, part, shapes[part], dtype) for part in _WEIGHTS}
+    return base, {part: load_part(where, part, shapes[part], dtype) for part, where in folders.items()}
+
+
+def read_config(part: str, folder: Path) -> dict[str, Any]:
+    """A part's config.json; of a whole CLIP model, the half that sees.
+
+    Errors: `UserError` for another architecture than Stable Diffusion 1 and 2 have.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if part == "image_encoder" and "vision_config" in config:
+        whole = config
+        config = {**whole["vision_config"], "projection_dim": whole.get("projection_dim", 512)}
+        config["architectures"] = ["CLIPVisionModelWithProjection"]
+    kind = config.get("_class_name", _CLASSES[part][1])
+    # What Stable Diffusion XL and video models add, and none of the classes here has.
+    foreign = [name for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim") if config.get(name) is not None]
+    if (kind != _CLASSES[part][1] and part in ("vae", "unet")) or foreign:
+        raise UserError(f"{path} describes {', '.join([kind, *foreign])}; only Stable Diffusion 1.x and 2.x are supported.")
+    return config
 
 
 def load_part(folder: Path, part: str, shapes: Params, dtype: Any = jnp.float32) -> Params:
     """Reads the weights of one part into the tree that `shapes` promises."""
-    expected = flatten_dict(shapes, sep="/")
-    with ExitStack() as stack:
-        files = list(_weight_files(folder / part, _WEIGHTS[part]))
+    return fill_part(open_weights(folder, part), part, shapes, dtype)
+
+
+def fill_part(weights: Weights, part: str, shapes: Params, dtype: Any = jnp.float32) -> Params:
+    """`load_part` of weights that are open already."""
+    loaded = {}
+    for path, promised in flatten_dict(shapes, sep="/").items():
+        name = path if weights.flax else torch_name(part, path)
+        name = name if name in weights.read else _older_name(name)
+        if name not in weights.read:
+            raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
         try:
-            readers = {path: stack.enter_context(safe_open(path, framework="flax")) for path in files}
+            stored = weights.read[name]()
         except (SafetensorError, OSError) as error:
-            raise UserError(f"The weights in {folder / part} are damaged ({error}); copy them again.") from None
-        places = {name: reader for reader in readers.values() for name in reader.keys()}  # noqa: SIM118, no dict
-        loaded = {}
-        for path, promised in expected.items():
-            name = torch_name(part, path)
-            name = name if name in places else _older_name(name)
-            if name not in places:
-                raise UserError(f"{files[0]} lacks the tensor {name} that config.json beside it promises; copy both again.")
-            tensor = from_torch(path, places[name].get_tensor(name), promised.shape)
-            if tensor.shape != promised.shape:
-                raise UserError(
-                    f"{files[0]}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
-                    f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
-                )
-            loaded[path] = jnp.asarray(tensor, dtype)
+            raise UserError(f"{weights.file}: {name} cannot be read ({error}); copy the file again.") from None
+        tensor = stored if weights.flax else from_torch(path, stored, promised.shape)
+        if tensor.shape != promised.shape:
+            raise UserError(
+                f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
+                f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
+            )
+        # Copied at once, one tensor at a time: the device never waits for, nor the host holds, more than that.
+        loaded[path] = jax.block_until_ready(jnp.array(tensor, dtype))
     return unflatten_dict(loaded, sep="/")
-
-
-def _weight_files(folder: Path, stem: str) -> Iterator[Path]:
-    """The single file, or the shards that an index names; half-precision variants too."""
-    for variant in ("", ".fp16"):
-        single, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
-        if single.exists():
-            yield single
-            return
-        if index.exists():
-            for name in sorted(set(_read_json(index)["weight_map"].values())):
-                if not (folder / name).exists():
-                    raise UserError(f"{folder / name} does not exist though {index.name} names it; copy it again.")
-                yield folder / name
-            return
-    raise UserError(f"{folder} holds no {stem}.safetensors; give a base model with safetensors weights.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the base model is incomplete, copy it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; copy it again.") from None

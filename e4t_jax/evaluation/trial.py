@@ -132,7 +132,7 @@ def judge_pictures(
     likeness = judge("identity", judges["identity"], flat) @ prototypes.T
     scene = judge("scene", judges["scene"], flat)
     seen, given = (_embed_images(domain, part) for part in (flat, as_floats(trial.pictures)))
-    ids = domain.tokenize_class(trial.prompts)
+    ids = domain.tokenize(trial.prompts).ids
     read = _unit(np.asarray(backbone.embed_text(domain.base, domain.params, jnp.asarray(ids))))
     return {
         "identity_top1": float(np.mean(np.argmax(likeness, -1) == who)),

@@ -135,7 +135,7 @@ def write_captions(tokenizer: CLIPTokenizer, identities: Record, scenes: Record,
             written.parts[row, : len(words)] = [token[word] for word, _ in words]
             written.weights[row, : len(words)] = [weight for _, weight in words]
         else:
-            share = generator.choice([0.0, 0.25, 0.5])
+            share = generator.choice([0.0, 0.3, 0.7])
             adjectives = [one for one, _ in attributes if one and generator.uniform() < share][:5]
             if share and attributes[0][0] not in adjectives and generator.uniform() < 0.5:
                 adjectives.insert(0, attributes[0][0])
