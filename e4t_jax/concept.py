@@ -1,7 +1,7 @@
 """A personalised concept: what tuning learned about one picture, a small file of its own.
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`): in scope "compact" a
-residual and rank-1 factors, some kilobytes; float16 throughout. Its header names scope and domain.
+residual and rank-1 factors, some kilobytes; float16 as a rule. Its header names scope and domain.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Concept(NamedTuple):
     folded: Float[Array, " clip_width"]
 
 
-def save_concept(path: Path, concept: Concept) -> int:
-    """Writes a concept; returns the size of the file in bytes."""
+def save_concept(path: Path, concept: Concept, dtype: Any = np.float16) -> int:
+    """Writes a concept as `dtype`; returns the size of the file in bytes."""
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     # A factor's key is a path itself, so parts are joined by a sign that no path holds.
     flat = flatten_dict({**tree, "folded": concept.folded}, sep="|")
     header = {"format": str(FORMAT), "kind": "e4t concept", "scope": concept.scope, "domain": concept.domain}
-    content = save({name: np.asarray(leaf, np.float16) for name, leaf in flat.items()}, pack_header(header))
+    content = save({name: np.asarray(leaf, dtype) for name, leaf in flat.items()}, pack_header(header))
     write_file(path, content)
     return len(content)
 

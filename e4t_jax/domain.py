@@ -44,8 +44,9 @@ _BASES = {"creatures": _ASSETS / "base"}
 _DOMAINS = {"creatures": _ASSETS / "creatures"}
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _VIEWS = 6
-# The scope's learning rate for Adam; chosen on validation identities.
+# Adam's learning rate by scope, and that of the word; chosen on validation identities.
 _LEARNING_RATES = {"compact": 3e-2, "head": 1e-3, "full": 3e-4}
+_WORD_RATE = 3e-2
 
 
 def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
@@ -109,6 +110,7 @@ class Domain:
     encoder: Params
     factors: Factors
     scale: float = 0.1
+    regularisation: float = 0.01  # λ of pretraining, and of tuning
     template: str = "neutral"  # the kind of prompts to tune with
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
@@ -135,6 +137,7 @@ class Domain:
         seed: int = 0,
         template: str | None = None,
         learning_rate: float | None = None,
+        word_rate: float | None = None,
     ) -> list[Concept]:
         """Concepts of the pictures, all tuned in one compiled call; a mask (alpha or NAME.mask.png) limits the loss to it.
 
@@ -153,6 +156,7 @@ class Domain:
             scope=scope,
             seed=seed,
             learning_rate=learning_rate,
+            word_rate=word_rate,
         )
 
     def tune_pictures(
@@ -166,6 +170,7 @@ class Domain:
         scope: str = "compact",
         seed: int = 0,
         learning_rate: float | None = None,
+        word_rate: float | None = None,
     ) -> list[Concept]:
         """`tune` for pictures in memory, with each concept's own training prompts (the same number for all)."""
         if steps < 0:
@@ -178,7 +183,13 @@ class Domain:
             tokens = [self.tokenize(own) for own in prompts]
             ids, placeholder = (jnp.stack(parts) for parts in zip(*tokens, strict=True))
             rate = _LEARNING_RATES.get(scope, 0.0) if learning_rate is None else learning_rate
-            settings = TuneSettings(scope, steps, learning_rate=rate)
+            settings = TuneSettings(
+                scope,
+                steps,
+                learning_rate=rate,
+                word_rate=_WORD_RATE if word_rate is None else word_rate,
+                regularisation=self.regularisation,
+            )
             tuned, losses = tune_many(self.method, self.frozen, views, (ids, placeholder), tune_key, settings)
             losses = np.asarray(losses)
             if not np.isfinite(losses).all():
@@ -260,14 +271,15 @@ def _prepare_views(base: Base, clip_features: str, vae: Params, image_encoder: P
     return Views(latents.reshape(*shape, *latents.shape[1:]), clip, small.reshape(*shape, *small.shape[1:]))
 
 
-def save_domain(folder: Path, domain: Domain) -> None:
-    """Writes domain.json, encoder.safetensors and offsets.safetensors, float16."""
+def save_domain(folder: Path, domain: Domain, dtype: Any = np.float16) -> None:
+    """Writes domain.json, encoder.safetensors and offsets.safetensors."""
     header = {"format": str(FORMAT), "kind": "e4t domain"}
     for name, tree in (("encoder", domain.encoder), ("offsets", domain.factors)):
         flat = flatten_dict(tree, sep="|")
-        content = save({key: np.asarray(leaf, np.float16) for key, leaf in flat.items()}, pack_header(header))
+        content = save({key: np.asarray(leaf, dtype) for key, leaf in flat.items()}, pack_header(header))
         write_file(Path(folder) / f"{name}.safetensors", content)
     facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
+    facts["regularisation"] = domain.regularisation
     facts |= {"template": domain.template, "image_encoder": domain.image_encoder, "clip_features": domain.clip_features}
     facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
     write_file(Path(folder) / "domain.json", header_json(facts))
@@ -287,7 +299,7 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         raise UserError(f"{folder / 'domain.json'} is damaged; make or copy the domain again.") from None
     if facts["format"] > FORMAT:
         raise UserError(f"{folder} has format {facts['format']}, this version reads up to {FORMAT}; update e4t-jax.")
-    seeing = facts.get("image_encoder")
+    seeing = facts["image_encoder"]
     if seeing and (folder / seeing).is_dir():
         seeing = str(folder / seeing)  # one that came with the domain
     base, params = load_base(facts["base"], seeing)
@@ -298,7 +310,5 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         for part in ("encoder", "offsets")
     ]
     encoder, factors = parts
-    optional = {name: facts[name] for name in ("image_encoder", "clip_features") if name in facts}
-    return Domain(
-        facts["base"], facts["domain_token"], base, params, encoder, factors, facts["scale"], facts["template"], **optional
-    )
+    options = {name: facts[name] for name in ("scale", "regularisation", "template", "image_encoder", "clip_features")}
+    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)

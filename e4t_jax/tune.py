@@ -33,7 +33,8 @@ class TuneSettings:
     scope: str = struct.field(pytree_node=False, default="compact")
     steps: int = struct.field(pytree_node=False, default=5)
     batch_size: int = struct.field(pytree_node=False, default=16)
-    learning_rate: float = struct.field(pytree_node=False, default=3e-2)
+    learning_rate: float = struct.field(pytree_node=False, default=3e-2)  # of factors, encoder and U-Net
+    word_rate: float = struct.field(pytree_node=False, default=3e-2)  # of the word s r
     regularisation: float = struct.field(pytree_node=False, default=0.01)  # λ
 
 
@@ -75,7 +76,10 @@ def tune_one(
     start_key, draw_key = jax.random.split(key)
     trainable = start(method, frozen, settings.scope, start_key)
     # A larger ε than Adam's own: entries with next to no gradient must not move at full rate on rounding noise.
-    tx = optax.adam(settings.learning_rate, eps=1e-6)
+    adam = partial(optax.adam, eps=1e-6)
+    rates = {"weights": adam(settings.learning_rate), "word": adam(settings.word_rate / method.scale)}
+    labels = jax.tree.map(lambda _: "weights", trainable)
+    tx = optax.multi_transform(rates, labels._replace(residual=None if trainable.residual is None else "word"))
     loss = partial(e4t_loss, method, regularisation=settings.regularisation)
 
     def step(carry, step_key):

@@ -46,6 +46,8 @@ class Config:
     """What is tuned: compact, head or full."""
     learning_rate: float | None = None
     """Learning rate of tuning; the scope's own where not given."""
+    word_rate: float | None = None
+    """Learning rate of the word itself in scope compact."""
     guidance: float = 3.0
     """Classifier-free guidance."""
     split: Literal["test", "validation"] = "test"
@@ -64,6 +66,7 @@ def main(config: Config) -> None:
         steps=config.steps,
         scope=config.scope,
         learning_rate=config.learning_rate,
+        word_rate=config.word_rate,
         track=partial(progress, description="tuning"),
     )
     draw = partial(

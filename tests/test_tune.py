@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from e4t_jax import backbone
 from e4t_jax.errors import UserError
 from e4t_jax.prompts import tokenize
 from e4t_jax.tune import TuneSettings, Views, start, tune_many, tune_one

@@ -77,11 +77,11 @@ def main(config: Config) -> None:
     factors = read_offsets(state, "unet.pt" if tuned else "weight_offsets.pt")
     if not tuned:
         domain = replace(domain, factors=factors)
-    save_domain(config.out, domain)
+    save_domain(config.out, domain, np.float32)  # numbers made elsewhere are kept as they are
     print(f"Wrote the domain {config.out}")
     if tuned and config.image:
         concept = tuned_concept(config, domain, state, factors)
-        save_concept(config.out / f"{concept.name}.safetensors", concept)
+        save_concept(config.out / f"{concept.name}.safetensors", concept, np.float32)
         print(f"Wrote the concept {config.out / concept.name}.safetensors")
 
 

@@ -115,6 +115,7 @@ def main(config: Config) -> None:
         params,
         trainable.encoder,
         trainable.factors,
+        regularisation=config.regularisation,
         template=config.template,
         image_encoder=config.image_encoder,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from e4t_jax.world.captions import EYE_WORDS, sentence
 from e4t_jax.world.pictures import as_floats, records
 from e4t_jax.world.renderer import render
 
-_REACH_RATE = 1e-2
+_REACH_RATE = 1e-2  # of word and offsets
 
 
 def climb(folder: Path, *, track: Callable, prompts: int = 160, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
@@ -53,7 +54,7 @@ def untrained_domain(base: Base, params: Params) -> Domain:
     trainable = init_trainable(make_method(base, "creature"), jax.random.key(0))
     assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
-    return Domain("", "creature", base, params, encoder, trainable.factors)
+    return Domain("", "creature", base, params, encoder, trainable.factors, regularisation=0.0)
 
 
 def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dict[str, float]:
@@ -80,5 +81,6 @@ def reachable_identity(base: Base, params: Params, count: int, steps: int, track
     """`identity_top1` among 64 validation identities when word and offsets of `count` of them are found slowly."""
     domain, trial = untrained_domain(base, params), held_out(0, count, split="validation")
     wrap = partial(track, description="reach")
-    concepts, _ = tune_trial(domain, trial, steps=steps, scope="compact", learning_rate=_REACH_RATE, track=wrap, warm=False)
+    rates: dict[str, Any] = {"learning_rate": _REACH_RATE, "word_rate": _REACH_RATE}
+    concepts, _ = tune_trial(domain, trial, steps=steps, scope="compact", **rates, track=wrap, warm=False)
     return judge_pictures(domain, load_judges(), trial, draw_trial(domain, trial, concepts))["identity_top1"]

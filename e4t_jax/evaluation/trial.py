@@ -77,6 +77,7 @@ def tune_trial(
     scope: str,
     seed: int = 0,
     learning_rate: float | None = None,
+    word_rate: float | None = None,
     track: Callable = iter,
     warm: bool = True,
 ) -> tuple[list[Concept], float]:
@@ -98,6 +99,7 @@ def tune_trial(
             scope=scope,
             seed=seed,
             learning_rate=learning_rate,
+            word_rate=word_rate,
         )
 
     if warm:
