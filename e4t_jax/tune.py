@@ -28,14 +28,14 @@ SCOPES = ("compact", "head", "full")
 
 @struct.dataclass
 class TuneSettings:
-    """How a concept is tuned; static, so a change of any compiles anew."""
+    """How a concept is tuned; another scope, number of steps or batch size compiles anew, other numbers do not."""
 
     scope: str = struct.field(pytree_node=False, default="compact")
     steps: int = struct.field(pytree_node=False, default=5)
     batch_size: int = struct.field(pytree_node=False, default=16)
-    learning_rate: float = struct.field(pytree_node=False, default=3e-2)  # of factors, encoder and U-Net
-    word_rate: float = struct.field(pytree_node=False, default=3e-2)  # of the word s r
-    regularisation: float = struct.field(pytree_node=False, default=0.01)  # λ
+    learning_rate: float = 3e-2  # of factors, encoder and U-Net
+    word_rate: float = 0.1  # of the word s r
+    regularisation: float = 0.01  # λ
 
 
 class Views(NamedTuple):

@@ -30,8 +30,12 @@ class Config:
     """Folder for identity.safetensors and scene.safetensors."""
     identities: int = 4096
     """Identities to learn from, six pictures each."""
-    steps: int = 2000
-    """Steps of each judge, at 128 pictures a step."""
+    identity_steps: int = 2000
+    """Steps of the identity judge, at 129 pictures a step."""
+    scenes: int = 32768
+    """Pictures for the scene judge to learn from, an identity each."""
+    scene_steps: int = 4000
+    """Steps of the scene judge, at 128 pictures a step."""
     seed: int = 77
     """Seed of the weights, the pictures and the order of training."""
 
@@ -64,10 +68,10 @@ def main(config: Config) -> None:
             yield as_floats(views[who[:, None], which].reshape(-1, *views.shape[2:])), np.repeat(who, 3)
 
     params = IdentityJudge().init(key, blank)["params"]
-    identity = fit("identity", training.identity_loss, params, identity_batches(), config.steps, key)
+    identity = fit("identity", training.identity_loss, params, identity_batches(), config.identity_steps, key)
     write_file(config.out / "identity.safetensors", save(flatten_judge(identity)))
 
-    identities, scenes = records(config.seed + 1, 4 * config.identities)
+    identities, scenes = records(config.seed + 1, config.scenes)
     pictures, labels = render(identities, scenes)[0], training.scene_labels(identities, scenes)
 
     def scene_batches():
@@ -76,9 +80,9 @@ def main(config: Config) -> None:
             yield as_floats(pictures[rows]), {head: label[rows] for head, label in labels.items()}
 
     params = SceneJudge().init(key, blank)["params"]
-    scene = fit("scene", training.scene_loss, params, scene_batches(), config.steps // 2, key)
+    scene = fit("scene", training.scene_loss, params, scene_batches(), config.scene_steps, key)
     write_file(config.out / "scene.safetensors", save(flatten_judge(scene)))
-    print(json.dumps(training.validate_judges(load_judges(config.out), seed=0), indent=2))
+    print(json.dumps(training.validate_judges(load_judges(config.out), seed=0, split="validation"), indent=2))
 
 
 if __name__ == "__main__":

@@ -92,20 +92,20 @@ def identity_prototypes(params: dict, seed: int, count: int, *, split: str = "te
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def validate_judges(judges: dict[str, dict], seed: int, count: int = 64) -> dict[str, float]:
-    """Top-1 of both judges on true renders: identity among `count` held-out ones drawn in *other* contexts, and the context."""
+def validate_judges(judges: dict[str, dict], seed: int, count: int = 64, *, split: str = "test") -> dict[str, float]:
+    """Top-1 of both judges on true renders: identity among `count` held-out ones drawn in *other* contexts, and the scene's heads."""
     half = len(CONTEXTS) // 2
     generator = np.random.default_rng([seed, 5])
-    gallery, _, _ = identity_views(seed, count, 8, split="test", context=generator.integers(0, half, count * 8))
+    gallery, _, _ = identity_views(seed, count, 8, split=split, context=generator.integers(0, half, count * 8))
     who = np.repeat(np.arange(count), 4)
     elsewhere = generator.integers(half, len(CONTEXTS), len(who))
-    scenes = sample_scenes(seed + 1_000_003, len(who), split="test", context=elsewhere)
-    probes, _ = render(take(sample_identities(seed, count, split="test"), who), scenes)
+    identities = take(sample_identities(seed, count, split=split), who)
+    scenes = sample_scenes(seed + 1_000_003, len(who), split=split, context=elsewhere)
+    probes = as_floats(render(identities, scenes)[0])
     prototypes = judge("identity", judges["identity"], as_floats(gallery)).reshape(count, 8, -1).mean(1)
-    vectors = judge("identity", judges["identity"], as_floats(probes))
-    logits = judge("scene", judges["scene"], as_floats(probes))
+    vectors = judge("identity", judges["identity"], probes)
+    logits, labels = judge("scene", judges["scene"], probes), scene_labels(identities, scenes)
     return {
         "judge_identity_top1": float(np.mean(np.argmax(vectors @ prototypes.T, -1) == who)),
-        "judge_context_top1": float(np.mean(np.argmax(logits["context"], -1) == scenes["context"])),
-        "judge_style_top1": float(np.mean(np.argmax(logits["style"], -1) == scenes["style"])),
+        **{f"judge_{head}_top1": float(np.mean(np.argmax(logits[head], -1) == labels[head])) for head in HEADS if head != "class"},
     }

@@ -108,15 +108,16 @@ def creature(x: Field, y: Field, who, mood) -> tuple[list[Part], Field]:
     parts.append(Part(jnp.maximum(marks, body + 0.02), trim, lined=False))
 
     eyes = who["eyes"]
-    radius = jnp.array([0.31, 0.215, 0.165])[eyes.astype(int)] * who["eye_size"]
-    apart = jnp.array([0.0, 0.26, 0.36])[eyes.astype(int)]
-    eye_y = y + 0.16
+    radius = jnp.array([0.31, 0.215, 0.18])[eyes.astype(int)] * who["eye_size"]
+    apart = jnp.array([0.0, 0.26, 0.3])[eyes.astype(int)]
+    eye_y = y + jnp.where(eyes == 2, 0.06, 0.16)
+    third = 0.3  # above the other two: a triangle is told from a pair at a glance, a row is not
     side = jnp.minimum(shapes.circle(left - apart, eye_y, radius), _ABSENT)
-    white = jnp.where(eyes == 2, jnp.minimum(side, shapes.circle(x, eye_y + 0.1, radius)), side)
+    white = jnp.where(eyes == 2, jnp.minimum(side, shapes.circle(x, eye_y + third, radius)), side)
 
     def pupil(r):
         both = shapes.circle(left - apart * 0.93, eye_y - 0.02, r)
-        return jnp.where(eyes == 2, jnp.minimum(both, shapes.circle(x, eye_y + 0.08, r)), both)
+        return jnp.where(eyes == 2, jnp.minimum(both, shapes.circle(x, eye_y + third - 0.02, r)), both)
 
     iris = paint_of_hue(0.3 + 0.35 * who["iris"], -0.3)
     glint = shapes.circle(left - apart * 0.93 + radius * 0.2, eye_y + radius * 0.25, radius * 0.22)
