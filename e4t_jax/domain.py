@@ -111,6 +111,7 @@ class Domain:
     factors: Factors
     scale: float = 0.1
     regularisation: float = 0.01  # λ of pretraining, and of tuning
+    guidance: float = 7.5  # classifier-free, where a call names none
     template: str = "neutral"  # the kind of prompts to tune with
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
@@ -208,12 +209,13 @@ class Domain:
         *,
         seed: int = 0,
         steps: int = 25,
-        guidance: float = 3.0,
+        guidance: float | None = None,
         sampling: str | None = None,
     ) -> np.ndarray:
         """Every concept in every prompt, uint8 `[concepts, prompts, h, w, 3]`; noise depends on seed and prompt alone.
 
-        `sampling` is one of `samplers.METHODS`; the base's own (scheduler_config.json) where not given.
+        `guidance` is the domain's own where not given; `sampling` is one of `samplers.METHODS`, and where not given the base's
+        own (scheduler_config.json).
 
         Errors: `UserError` for a prompt without the placeholder and an unknown sampler.
         """
@@ -224,7 +226,7 @@ class Domain:
     def generate_class(self, count: int, prompts: Sequence[str], **options: Any) -> np.ndarray:
         """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
         ids, placeholder = self.tokenize(prompts)
-        options = {"seed": 0, "steps": 25, "guidance": 3.0, "sampling": None, **options}
+        options = {"seed": 0, "steps": 25, "guidance": None, "sampling": None, **options}
         folded = jnp.zeros((1, self.base.clip_width))
         frozen = self.frozen._replace(factors=None)
         drawn = self._draw(frozen, Trainable(), folded, (ids, np.zeros_like(placeholder)), **options)
@@ -243,7 +245,7 @@ class Domain:
             folded,
             *tokens,
             noise,
-            guidance,
+            self.guidance if guidance is None else guidance,
             step_key,
         )
         return np.asarray(jnp.round((images + 1) * 127.5), np.uint8)
@@ -279,7 +281,7 @@ def save_domain(folder: Path, domain: Domain, dtype: Any = np.float16) -> None:
         content = save({key: np.asarray(leaf, dtype) for key, leaf in flat.items()}, pack_header(header))
         write_file(Path(folder) / f"{name}.safetensors", content)
     facts = {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token, "scale": domain.scale}
-    facts["regularisation"] = domain.regularisation
+    facts |= {"regularisation": domain.regularisation, "guidance": domain.guidance}
     facts |= {"template": domain.template, "image_encoder": domain.image_encoder, "clip_features": domain.clip_features}
     facts["base_fingerprint"] = fingerprint(domain.params["unet"], domain.params["text_encoder"])
     write_file(Path(folder) / "domain.json", header_json(facts))
@@ -310,5 +312,5 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         for part in ("encoder", "offsets")
     ]
     encoder, factors = parts
-    options = {name: facts[name] for name in ("scale", "regularisation", "template", "image_encoder", "clip_features")}
+    options = {name: facts[name] for name in ("scale", "regularisation", "guidance", "template", "image_encoder", "clip_features")}
     return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)

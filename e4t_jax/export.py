@@ -35,9 +35,7 @@ class Lora(NamedTuple):
     error: float
 
 
-def constant_word(
-    domain: Domain, concept: Concept, *, steps: int = 25, guidance: float = 3.0, seed: int = 0
-) -> Float[np.ndarray, " text_width"]:
+def constant_word(domain: Domain, concept: Concept, *, steps: int = 25, seed: int = 0) -> Float[np.ndarray, " text_width"]:
     """The mean of e* over all sampling steps of some of the domain's prompts."""
     prompts = list(templates(domain.template))[:_PROMPTS]
     ids, placeholder = domain.tokenize(prompts)
@@ -46,7 +44,9 @@ def constant_word(
     walk = sampler(domain.method.schedule, "ddim", steps)
     folded = jnp.asarray(concept.folded)
     draw = jax.jit(sample_latents)
-    _, words = draw(domain.method, walk, concept.trainable, domain.frozen, folded, ids, placeholder, noise, guidance, step_key)
+    _, words = draw(
+        domain.method, walk, concept.trainable, domain.frozen, folded, ids, placeholder, noise, domain.guidance, step_key
+    )
     return np.asarray(words.mean(axis=(0, 1)))
 
 
@@ -83,10 +83,12 @@ def lora(domain: Domain, concept: Concept, rank: int) -> Lora:
         change = kernels[path] * np.asarray(sum(delta(factors[path]) for factors in sets if path in factors))
         left, sizes, right = np.linalg.svd(change, full_matrices=False)
         roots = np.sqrt(sizes[:rank])
+        # Readers take ONE rank for all kernels and scale by it: a kernel of a smaller rank is filled up with zeros.
+        fill = ((0, 0), (0, rank - len(roots)))
         name = backbone.torch_name("unet", f"{path}/kernel").removesuffix(".weight")
         # Kernels are [in, out] here and [out, in] in PyTorch, so the sides change places.
-        tensors[f"unet.{name}.lora.down.weight"] = np.ascontiguousarray((left[:, :rank] * roots).T)
-        tensors[f"unet.{name}.lora.up.weight"] = np.ascontiguousarray(right[:rank].T * roots)
+        tensors[f"unet.{name}.lora.down.weight"] = np.ascontiguousarray(np.pad(left[:, :rank] * roots, fill).T)
+        tensors[f"unet.{name}.lora.up.weight"] = np.ascontiguousarray(np.pad(right[:rank].T * roots, fill))
         missed += float(np.sum(sizes[rank:] ** 2))
         total += float(np.sum(sizes**2))
     return Lora(tensors, (missed / total) ** 0.5 if total else 0.0)

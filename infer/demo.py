@@ -29,6 +29,8 @@ class Config:
     """Number of held-out identities."""
     steps: int = 5
     """Tuning steps."""
+    sampling_steps: int = 25
+    """Steps of the sampler."""
     seed: int = 7
     """Seed of the identities, their pictures, the prompts and the noise."""
 
@@ -39,10 +41,11 @@ def main(config: Config) -> None:
     trial = held_out(config.seed, config.concepts)
     untuned, _ = tune_trial(domain, trial, steps=0, scope="compact")
     tuned, seconds = tune_trial(domain, trial, steps=config.steps, scope="compact", track=partial(progress, description="tuning"))
-    before = draw_trial(domain, trial, untuned, seed=config.seed, track=partial(progress, description="drawing, 0 steps"))
+    options = {"seed": config.seed, "steps": config.sampling_steps}
+    before = draw_trial(domain, trial, untuned, track=partial(progress, description="drawing, 0 steps"), **options)
     title = f"{config.steps} steps"
-    after = draw_trial(domain, trial, tuned, seed=config.seed, track=partial(progress, description=f"drawing, {title}"))
-    class_alone = domain.generate_class(config.concepts, trial.prompts, seed=config.seed)
+    after = draw_trial(domain, trial, tuned, track=partial(progress, description=f"drawing, {title}"), **options)
+    class_alone = domain.generate_class(config.concepts, trial.prompts, **options)
     sizes = [save_concept(config.out / f"{concept.name}.safetensors", concept) for concept in tuned]
     for name, picture in zip((concept.name for concept in tuned), trial.pictures, strict=True):
         write_file(config.out / f"{name}.png", encode_png(picture))

@@ -48,8 +48,10 @@ class Config:
     """Learning rate of tuning; the scope's own where not given."""
     word_rate: float | None = None
     """Learning rate of the word itself in scope compact."""
-    guidance: float = 3.0
-    """Classifier-free guidance."""
+    sampling_steps: int = 25
+    """Steps of the sampler."""
+    guidance: float | None = None
+    """Classifier-free guidance; the domain's own where not given."""
     split: Literal["test", "validation"] = "test"
     """Whose identities; choose settings on validation only."""
 
@@ -69,11 +71,9 @@ def main(config: Config) -> None:
         word_rate=config.word_rate,
         track=partial(progress, description="tuning"),
     )
-    draw = partial(
-        draw_trial, domain, trial, seed=config.seed, guidance=config.guidance, track=partial(progress, description="drawing")
-    )
-    images = draw(concepts)
-    class_alone = domain.generate_class(config.concepts, trial.prompts, seed=config.seed, guidance=config.guidance)
+    options = {"seed": config.seed, "steps": config.sampling_steps, "guidance": config.guidance}
+    images = draw_trial(domain, trial, concepts, track=partial(progress, description="drawing"), **options)
+    class_alone = domain.generate_class(config.concepts, trial.prompts, **options)
     sizes = [save_concept(config.out / "concepts" / f"{concept.name}.safetensors", concept) for concept in concepts]
     metrics = {
         **judge_pictures(domain, judges, trial, images),

@@ -31,8 +31,8 @@ class Config:
     """Seed of the noise."""
     steps: int = 25
     """Sampling steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance; 1 is none."""
+    guidance: float | None = None
+    """Classifier-free guidance, 1 is none; the domain's own where not given."""
     sampling: str | None = None
     """Sampler: ddim, dpm++2m, pndm, euler or euler-ancestral; the base's own where not given."""
 

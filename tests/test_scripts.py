@@ -1,5 +1,8 @@
 """The command lines: every script explains itself, and a user's mistake is one line and a non-zero exit."""
 
+import dataclasses
+import itertools
+import json
 import subprocess
 import sys
 
@@ -7,18 +10,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPTS = ("train.base", "train.judges", "train.pretrain", "train.tune", "infer.generate", "infer.evaluate", "infer.demo")
+SCRIPTS = {
+    "train.base": "--check",
+    "train.judges": "--seed",
+    "train.pretrain": "--resume",
+    "train.tune": "--images",
+    "train.import_reference": "--reference",
+    "infer.generate": "--prompts",
+    "infer.evaluate": "--concepts",
+    "infer.export": "--format",
+    "infer.demo": "--seed",
+}
 
 
 def call(*arguments):
     return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains_every_option(script):
+@pytest.mark.parametrize(("script", "option"), SCRIPTS.items())
+def test_help_explains_every_option(script, option):
     done = call(script, "--help")
     assert done.returncode == 0
-    assert "--out" in done.stdout and "--seed" in done.stdout
+    assert "--out" in done.stdout and option in done.stdout
 
 
 def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
@@ -52,7 +65,7 @@ def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
     assert written[0] == written[1]
 
 
-def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path):
+def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
     from e4t_jax import backbone
     from e4t_jax.domain import load_domain
@@ -65,12 +78,24 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path):
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
     common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}", "batch_size": 2, "template": "neutral"}
     for name in ("jit", "pmap"):
-        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", steps=2, parallel=name, **common))
+        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", steps=4, parallel=name, **common))
     written = load_domain(tmp_path / "jit")
     assert written.domain_token == "creature" and written.template == "neutral"
     assert (tmp_path / "jit" / "encoder.safetensors").read_bytes() != (tmp_path / "pmap" / "encoder.safetensors").read_bytes()
-    again = pretrain.Config(tmp_path / "again", work=tmp_path / "work_jit", steps=2, resume=True, **common)
-    pretrain.main(again)
+
+    whole = pretrain.training_batches
+
+    def stop_after_three(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    stopped = pretrain.Config(tmp_path / "again", work=tmp_path / "work_again", steps=4, checkpoint_every=2, **common)
+    monkeypatch.setattr(pretrain, "training_batches", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(stopped)
+    assert not (tmp_path / "again" / "domain.json").exists()
+    monkeypatch.setattr(pretrain, "training_batches", whole)
+    pretrain.main(dataclasses.replace(stopped, resume=True))
     assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
 
 
@@ -88,3 +113,46 @@ def test_mistakes_are_one_line_and_a_status(arguments, said, tmp_path):
     assert done.returncode == 1
     assert said in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_base_is_trained_and_written(tmp_path):
+    """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
+    from e4t_jax import backbone
+    from train import base
+
+    steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
+    config = base.Config(tmp_path / "base", work=tmp_path / "work", pictures=64, batch_size=16, **steps)
+    base.main(config)
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+    loaded, params = backbone.load_base(tmp_path / "base")
+    assert set(params) == {"vae", "unet", "text_encoder", "image_encoder"}
+    assert loaded.scaling_factor != 1.0
+    base.main(config)
+    assert written == {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+
+
+def test_judges_are_trained_and_written(tmp_path):
+    from e4t_jax.evaluation.judges import load_judges
+    from train import judges
+
+    judges.main(judges.Config(tmp_path, identities=64, identity_steps=2, scenes=256, scene_steps=2))
+    assert set(load_judges(tmp_path)) == {"identity", "scene"}
+
+
+def test_evaluate_and_demo_write_what_they_promise(tmp_path):
+    """On the shipped domain: every key of the contract, a report, pictures and concept files; a share is a share."""
+    from infer import demo, evaluate
+
+    evaluate.main(evaluate.Config(tmp_path / "evaluate", concepts=2, steps=1, sampling_steps=2))
+    demo.main(demo.Config(tmp_path / "demo", concepts=2, steps=1, sampling_steps=2))
+    keys = {"identity_top1", "identity_similarity", "context_top1", "style_top1", "text_similarity", "image_similarity"}
+    keys |= {"seconds_per_concept", "bytes_per_concept", "judge_identity_top1", "judge_context_top1"}
+    for folder in (tmp_path / "evaluate", tmp_path / "demo"):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert keys <= set(metrics)
+        assert all(0 <= value <= 1 for key, value in metrics.items() if key.endswith("_top1"))
+        assert metrics["judge_identity_top1"] >= 0.95 and metrics["judge_context_top1"] >= 0.95
+        assert len(list(folder.rglob("*.safetensors"))) == 2
+        with Image.open(folder / "grid.png") as grid:
+            assert min(grid.size) > 64
+    assert "identity_top1" in (tmp_path / "evaluate" / "report.md").read_text()

@@ -93,7 +93,7 @@ def identity_prototypes(params: dict, seed: int, count: int, *, split: str = "te
 
 
 def validate_judges(judges: dict[str, dict], seed: int, count: int = 64, *, split: str = "test") -> dict[str, float]:
-    """Top-1 of both judges on true renders: identity among `count` held-out ones drawn in *other* contexts, and the scene's heads."""
+    """Top-1 of both judges on true renders: identity among `count` held-out ones drawn in *other* contexts, and the scene."""
     half = len(CONTEXTS) // 2
     generator = np.random.default_rng([seed, 5])
     gallery, _, _ = identity_views(seed, count, 8, split=split, context=generator.integers(0, half, count * 8))

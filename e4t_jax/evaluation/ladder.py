@@ -28,6 +28,7 @@ from e4t_jax.world.captions import EYE_WORDS, sentence
 from e4t_jax.world.pictures import as_floats, records
 from e4t_jax.world.renderer import render
 
+_GUIDANCE = 4.5  # of all pictures drawn here
 _REACH_RATE = 1e-2  # of word and offsets
 
 
@@ -54,7 +55,7 @@ def untrained_domain(base: Base, params: Params) -> Domain:
     trainable = init_trainable(make_method(base, "creature"), jax.random.key(0))
     assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
-    return Domain("", "creature", base, params, encoder, trainable.factors, regularisation=0.0)
+    return Domain("", "creature", base, params, encoder, trainable.factors, regularisation=0.0, guidance=_GUIDANCE)
 
 
 def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dict[str, float]:
