@@ -1,5 +1,6 @@
 """The drawn world: pictures, captions, tokenizer and dataset say the same of every (identity, scene)."""
 
+import itertools
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.world.attributes import CLASSES, CONTEXTS, STYLES, hue_word, sample_identities, sample_scenes, take
 from e4t_jax.world.captions import CAPTION_LENGTH, PARTS, describe, sentence, vocabulary, write_captions
 from e4t_jax.world.creatures import SPLITS, CreaturesConfig, as_source
+from e4t_jax.world.pictures import look_alikes, records
 from e4t_jax.world.renderer import IMAGE_SIZE, render
 from e4t_jax.world.tokenizer import build_tokenizer
 
@@ -201,3 +203,16 @@ def test_dataset_mistakes_are_named(tmp_path):
         as_source("dev", tmp_path)
     with pytest.raises(UserError, match="at least one"):
         CreaturesConfig(train=0)
+
+
+def test_look_alikes_differ_in_who_they_show_alone():
+    """Three batches in four are of one class, context and style; batch k is the same wherever a run begins."""
+    _, scenes = records(3, 4096)
+    batches = list(itertools.islice(look_alikes(scenes, 16, seed=5), 40))
+    kinds = [{tuple(scenes[name][row] for name in ("class", "context", "style")) for row in rows} for rows in batches]
+    alike = sum(len(kind) == 1 for kind in kinds)
+    assert 22 <= alike <= 38
+    assert all(len(set(rows)) == 16 for rows in batches)
+    np.testing.assert_array_equal(next(look_alikes(scenes, 16, seed=5, first=7)), batches[7])
+    few = {name: values[:20] for name, values in scenes.items()}
+    assert len(next(look_alikes(few, 16, seed=0))) == 16

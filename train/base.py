@@ -20,8 +20,8 @@ from e4t_jax import backbone
 from e4t_jax.diffusion import noise_schedule
 from e4t_jax.world import base_training as training
 from e4t_jax.world.base_config import new_base
-from e4t_jax.world.captions import write_captions
-from e4t_jax.world.pictures import as_floats, draw_pictures, records, shuffled
+from e4t_jax.world.captions import Captions, write_captions
+from e4t_jax.world.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
 from train.command import progress, run, use_all_cores
 
 
@@ -39,7 +39,7 @@ class Config:
     """Steps of the autoencoder, at 16 pictures a step."""
     denoiser_steps: int = 4500
     """Steps of the U-Net with its text encoder."""
-    contrast_steps: int = 800
+    contrast_steps: int = 3000
     """Steps of the image encoder, at 64 pictures a step."""
     batch_size: int = 32
     """Pictures a step of the U-Net."""
@@ -123,9 +123,9 @@ def main(config: Config) -> None:
 
     # image encoder -------------------------------------------------------------------------------------------------
     def pair_batches(first: int):
-        captions = write_captions(base.tokenizer, identities, scenes, 11, compounds=0.0).ids
-        for rows in map(np.sort, shuffled(config.pictures, 64, config.seed, first)):
-            yield as_floats(pictures[rows]), captions[rows]
+        captions = write_captions(base.tokenizer, identities, scenes, 11, compounds=0.75)
+        for rows in look_alikes(scenes, 64, config.seed, first):
+            yield as_floats(pictures[rows]), Captions(*(part[rows] for part in captions))
 
     start = {
         "image_encoder": params["image_encoder"],

@@ -235,9 +235,11 @@ def encode_text(
     return _read_text(base, params, ids, words)[0]
 
 
-def embed_text(base: Base, params: Params, ids: Int[Array, "b n"]) -> Float[Array, "b shared"]:
-    """CLIP's projected text embedding."""
-    pooled = _read_text(base, params, ids, None)[1]
+def embed_text(
+    base: Base, params: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
+) -> Float[Array, "b shared"]:
+    """CLIP's projected text embedding; `words` as in `encode_text`."""
+    pooled = _read_text(base, params, ids, words)[1]
     return pooled @ params["text_encoder"]["text_projection"]["kernel"]
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from e4t_jax import backbone
 from e4t_jax.backbone import Base, Params
 from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
+from e4t_jax.world.captions import Captions
 
 _KL_WEIGHT = 1e-4
 _EDGE_WEIGHT = 0.25
@@ -105,10 +106,10 @@ def autoencoder_loss(base: Base, params: Params, frozen: Params, images: Array, 
     return total, {"loss": total, "psnr": 10 * jnp.log10(4 / error), "kl": divergence}
 
 
-def caption_words(params: Params, batch: Batch) -> Float[Array, "batch tokens width"]:
+def caption_words(params: Params, batch: Batch | Captions) -> Float[Array, "batch tokens width"]:
     """Word embeddings of the captions: e_noun + Σ_j w_j e_part_j at the noun, the tokens' own elsewhere."""
-    words = backbone.look_up_words(params, batch.ids)
-    parts = jnp.einsum("bp,bpd->bd", batch.weights, backbone.look_up_words(params, batch.parts))
+    words = backbone.look_up_words(params, jnp.asarray(batch.ids))
+    parts = jnp.einsum("bp,bpd->bd", batch.weights, backbone.look_up_words(params, jnp.asarray(batch.parts)))
     at_noun = jax.nn.one_hot(batch.noun, batch.ids.shape[1])
     return words + at_noun[..., None] * parts[:, None]
 
@@ -131,13 +132,13 @@ def denoiser_loss(base: Base, schedule: NoiseSchedule, empty_ids: Array, params:
     return error, {"loss": error}
 
 
-def contrastive_loss(base: Base, params: Params, frozen: Params, batch: tuple[Array, Array], key: jax.Array):
+def contrastive_loss(base: Base, params: Params, frozen: Params, batch: tuple[Array, Captions], key: jax.Array):
     """CLIP's symmetric cross-entropy between pictures and captions, the text encoder's trunk frozen."""
     del key
-    images, ids = batch
-    projection = {"text_projection": params["text_projection"]}
+    images, captions = batch
+    reader = {"text_encoder": {**frozen["text_encoder"], "text_projection": params["text_projection"]}}
     seen = backbone.embed_image(base, params, images)
-    read = backbone.embed_text(base, {"text_encoder": {**frozen["text_encoder"], **projection}}, ids)
+    read = backbone.embed_text(base, reader, jnp.asarray(captions.ids), caption_words(reader, captions))
     logits = jnp.exp(jnp.clip(params["log_temperature"], 0, 4.6)) * _unit(seen) @ _unit(read).T
     labels = jnp.arange(logits.shape[0])
     cross = optax.softmax_cross_entropy_with_integer_labels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from e4t_jax.world.attributes import CLASSES, Record, sample_identities, sample_scenes, take
+from e4t_jax.world.attributes import CLASSES, CONTEXTS, STYLES, Record, sample_identities, sample_scenes, take
 from e4t_jax.world.renderer import IMAGE_SIZE, render
 
 _CREATURES = 0.7  # share of the creature among the classes
@@ -52,6 +53,21 @@ def shuffled(count: int, batch_size: int, seed: int, first: int = 0) -> Iterator
         for position in range(step % per_epoch, per_epoch):
             yield order[position * batch_size : (position + 1) * batch_size]
             step += 1
+
+
+def look_alikes(scenes: Record, batch_size: int, seed: int, first: int = 0) -> Iterator[np.ndarray]:
+    """Indices of batch `first`, `first + 1`, … for contrast: three batches in four are of one class, context and style.
+
+    Among pictures that differ in all of these, a model need not look at anything else to tell which caption is whose.
+    """
+    kinds = (scenes["class"] * len(CONTEXTS) + scenes["context"]) * len(STYLES) + scenes["style"]
+    groups = [rows for kind in np.unique(kinds) if len(rows := np.flatnonzero(kinds == kind)) >= batch_size]
+    shares = np.array([len(rows) for rows in groups], float) / sum(map(len, groups)) if groups else None
+    for step in itertools.count(first):
+        generator = np.random.default_rng([seed, 13, step])
+        mixed = not groups or generator.uniform() < 0.25
+        rows = np.arange(len(kinds)) if mixed else groups[generator.choice(len(groups), p=shares)]
+        yield np.sort(generator.choice(rows, batch_size, replace=False))
 
 
 def as_floats(pictures: np.ndarray) -> np.ndarray:
