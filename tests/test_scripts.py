@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -32,6 +33,25 @@ def test_help_explains_every_option(script, option):
     done = call(script, "--help")
     assert done.returncode == 0
     assert "--out" in done.stdout and option in done.stdout
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
+def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
+    from train import command
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """A script."""
+
+        batch_size: int = 16
+
+    def main(config: Config) -> None:
+        raise error
+
+    monkeypatch.setitem(main.__annotations__, "config", Config)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit, match="out of memory; lower --batch-size"):
+        command.run(main)
 
 
 def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -22,8 +23,19 @@ def run(main: Callable[[Any], None]) -> None:
         main(config)
     except UserError as error:
         sys.exit(f"Error: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
     except KeyboardInterrupt:
         sys.exit("Stopped.")
+
+
+def _lowers_memory(config_type: type) -> str:
+    """The flags of this script that memory grows with."""
+    names = {field.name for field in dataclasses.fields(config_type)}
+    flags = [name for name in ("batch_size", "concepts", "images", "prompts") if name in names]
+    return " or ".join(f"--{flag.replace('_', '-')}" for flag in flags) or "the size of the model"
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:
