@@ -6,38 +6,41 @@ import numpy as np
 import pytest
 
 from e4t_jax import backbone
+from e4t_jax.domain import load_domain
 from e4t_jax.errors import UserError
+from e4t_jax.evaluation.trial import held_out
 from e4t_jax.objective import e4t_loss
 from e4t_jax.prompts import tokenize
-from e4t_jax.tune import TuneSettings, Views, draw_batch, start, tune_many, tune_one
+from e4t_jax.tune import TuneSettings, Views, draw_batch, start, tune_one
+from e4t_jax.world.pictures import as_floats
 
 
 @pytest.fixture(scope="module")
 def inputs(domain):
     keys = jax.random.split(jax.random.key(0), 2)
     views = Views(
-        jax.random.normal(keys[0], (3, 2, *domain.base.latent_shape)),
-        jax.random.normal(keys[1], (3, backbone.feature_count(domain.base), domain.base.clip_width)),
-        jnp.ones((3, 2, *domain.base.latent_shape[:2])),
+        jax.random.normal(keys[0], (2, *domain.base.latent_shape)),
+        jax.random.normal(keys[1], (backbone.feature_count(domain.base), domain.base.clip_width)),
+        jnp.ones((2, *domain.base.latent_shape[:2])),
     )
-    ids, placeholder = tokenize(domain.base.tokenizer, ["*s", "a photo of *s"])
-    prompts = tuple(jnp.broadcast_to(part, (3, *part.shape)) for part in (ids, placeholder))
-    return views, prompts
+    return views, tuple(jnp.asarray(part) for part in tokenize(domain.base.tokenizer, ["*s", "a photo of *s"]))
 
 
-@pytest.mark.xfail(strict=False, reason="1.3e-5 on random weights: Adam magnifies rounding where gradients vanish")
-def test_concept_in_a_batch_equals_the_concept_alone(domain, inputs):
-    """Maximum difference 1e-5 in every trained number."""
-    settings = TuneSettings("compact", steps=3, batch_size=4, learning_rate=1e-2)
-    key = jax.random.key(7)
-    together, losses = tune_many(domain.method, domain.frozen, *inputs, key, settings)
-    alone = jax.jit(tune_one)
-    for row in range(3):
-        views, prompts = jax.tree.map(lambda leaf, row=row: leaf[row], inputs)
-        one, own_losses = alone(domain.method, domain.frozen, views, prompts, key, settings)
-        np.testing.assert_allclose(losses[row], own_losses, atol=1e-5)
-        for batched, single in zip(jax.tree.leaves(together), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(batched[row], single, atol=1e-5)
+def test_concept_in_a_batch_equals_the_concept_alone():
+    """In the shipped domain, with its own settings: maximum difference 1e-5 in every trained number."""
+    creatures, trial = load_domain("creatures"), held_out(0, 3, split="validation")
+
+    def tune(rows):
+        masks = trial.masks[rows].astype(np.float32) / 255
+        prompts = [[trial.captions[row]] for row in rows]
+        return creatures.tune_pictures(as_floats(trial.pictures[rows]), masks, prompts, names=[str(row) for row in rows])
+
+    for row, together in enumerate(tune([0, 1, 2])):
+        (alone,) = tune([row])
+        assert np.abs(together.trainable.residual).max() > 1e-2
+        pairs = zip(jax.tree.leaves(together.trainable), jax.tree.leaves(alone.trainable), strict=True)
+        for batched, single in (*pairs, (together.folded, alone.folded)):
+            np.testing.assert_allclose(batched, single, atol=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["compact", "head", "full"])
@@ -59,7 +62,7 @@ def test_unknown_scope_is_refused(domain):
 def test_tuning_lowers_the_loss(domain, inputs, scope):
     """By more than 1 %, on draws of timesteps, noise, views and prompts that are the same before and after."""
     settings = TuneSettings(scope, steps=40, batch_size=4, learning_rate=1e-2 if scope == "compact" else 3e-3)
-    views, prompts = jax.tree.map(lambda leaf: leaf[0], inputs)
+    views, prompts = inputs
     tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, jax.random.key(0), settings)
     keys = jax.random.split(jax.random.key(5), 3)
     batch = draw_batch(views, prompts, keys[0], keys[1], 64)
