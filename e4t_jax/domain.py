@@ -44,9 +44,9 @@ _BASES = {"creatures": _ASSETS / "base"}
 _DOMAINS = {"creatures": _ASSETS / "creatures"}
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _VIEWS = 6
-# Adam's learning rate by scope, and that of the word; chosen on validation identities.
-_LEARNING_RATES = {"compact": 3e-2, "head": 1e-3, "full": 3e-4}
-_WORD_RATE = 3e-2
+# Length of a step (see `tune`) by scope, and that of the word; chosen on validation identities.
+_LEARNING_RATES = {"compact": 0.05, "head": 0.05, "full": 0.02}
+_WORD_RATE = 0.2
 
 
 def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:

@@ -1,7 +1,10 @@
 """Tuning: a few steps on one picture, for one concept or for many at once.
 
     step k:   batch_k ~ views of the picture × prompts × (t, ε)
-              trainable ← Adam(trainable, ∇ e4t_loss(trainable, batch_k))
+              trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
+
+NovoGrad (arXiv 1905.11286) scales a gradient by its length as a whole, not entry by entry as Adam does: in five steps Adam
+moves every entry of the word alike, its noise with its signal. The rate is the length of the first step; it falls linearly.
 
 The steps are a `lax.scan`, the concepts a `vmap` over it: one compiled call whatever the number of pictures. All concepts
 see the same draws (views, prompts, t, ε), so a concept tuned in a batch is the concept tuned alone.
@@ -33,8 +36,8 @@ class TuneSettings:
     scope: str = struct.field(pytree_node=False, default="compact")
     steps: int = struct.field(pytree_node=False, default=5)
     batch_size: int = struct.field(pytree_node=False, default=16)
-    learning_rate: float = 3e-2  # of factors, encoder and U-Net
-    word_rate: float = 0.1  # of the word s r
+    learning_rate: float = 0.05  # length of a step of each factor, or weight of encoder and U-Net
+    word_rate: float = 0.2  # length of a step of the word's residual s r
     regularisation: float = 0.01  # λ
 
 
@@ -72,14 +75,14 @@ def tune_one(
     key: PRNGKeyArray,
     settings: TuneSettings,
 ) -> tuple[Trainable, Float[Array, " steps"]]:
-    """One concept after `settings.steps` steps of Adam on the E4T loss, and the loss before each of them."""
+    """One concept after `settings.steps` steps of NovoGrad on the E4T loss, and the loss before each of them."""
     start_key, draw_key = jax.random.split(key)
     trainable = start(method, frozen, settings.scope, start_key)
-    # A larger ε than Adam's own: entries with next to no gradient must not move at full rate on rounding noise.
-    adam = partial(optax.adam, eps=1e-6)
-    rates = {"weights": adam(settings.learning_rate), "word": adam(settings.word_rate / method.scale)}
+    rates = {"weights": settings.learning_rate, "word": settings.word_rate / method.scale}
+    falling = {part: optax.linear_schedule(rate, rate / settings.steps, settings.steps) for part, rate in rates.items()}
     labels = jax.tree.map(lambda _: "weights", trainable)
-    tx = optax.multi_transform(rates, labels._replace(residual=None if trainable.residual is None else "word"))
+    labels = labels._replace(residual=None if trainable.residual is None else "word")
+    tx = optax.multi_transform({part: optax.novograd(rate, b1=0.9, b2=0.25, eps=1e-8) for part, rate in falling.items()}, labels)
     loss = partial(e4t_loss, method, regularisation=settings.regularisation)
 
     def step(carry, step_key):

@@ -37,7 +37,7 @@ class Config:
     """Pictures to draw for training."""
     autoencoder_steps: int = 2200
     """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 4500
+    denoiser_steps: int = 10500
     """Steps of the U-Net with its text encoder."""
     contrast_steps: int = 3000
     """Steps of the image encoder, at 64 pictures a step."""

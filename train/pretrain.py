@@ -44,15 +44,15 @@ class Config:
     """The word that every concept of the domain is one of; one token."""
     template: str = "creature"
     """Prompts for pictures without captions, and for tuning later: neutral, object, face, art or creature."""
-    steps: int = 1500
+    steps: int = 2400
     """Update steps."""
     batch_size: int = 16
     """Pictures a step, over all devices."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Peak of the learning rate (warm-up, then cosine)."""
-    regularisation: float = 0.01
+    regularisation: float = 0.001
     """λ: weight of the squared length of the word's offset."""
-    guidance: float = 4.5
+    guidance: float = 4.0
     """Classifier-free guidance to draw this domain with where a call names none; Stable Diffusion's is 7.5."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""

@@ -28,8 +28,8 @@ from e4t_jax.world.captions import EYE_WORDS, sentence
 from e4t_jax.world.pictures import as_floats, records
 from e4t_jax.world.renderer import render
 
-_GUIDANCE = 4.5  # of all pictures drawn here
-_REACH_RATE = 1e-2  # of word and offsets
+_GUIDANCE = 4.0  # of all pictures drawn here
+_REACH_RATE = 0.02  # of word and offsets
 
 
 def climb(folder: Path, *, track: Callable, prompts: int = 160, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
