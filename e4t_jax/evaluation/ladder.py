@@ -28,11 +28,12 @@ from e4t_jax.world.captions import EYE_WORDS, sentence
 from e4t_jax.world.pictures import as_floats, records
 from e4t_jax.world.renderer import render
 
-_GUIDANCE = 4.0  # of all pictures drawn here
-_REACH_RATE = 0.02  # of word and offsets
+_GUIDANCE = 5.0  # of all pictures drawn here
+# Steps add up over hundreds, and offsets that go far draw the picture given instead of its creature.
+_REACH_RATES: dict[str, Any] = {"word_rate": 0.015, "learning_rate": 0.001}
 
 
-def climb(folder: Path, *, track: Callable, prompts: int = 160, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
+def climb(folder: Path, *, track: Callable, prompts: int = 320, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
     """Rungs 1 to 3 for the base in `folder`; `track(items, description)` wraps long loops."""
     base, params = backbone.load_base(folder)
     return {
@@ -82,6 +83,5 @@ def reachable_identity(base: Base, params: Params, count: int, steps: int, track
     """`identity_top1` among 64 validation identities when word and offsets of `count` of them are found slowly."""
     domain, trial = untrained_domain(base, params), held_out(0, count, split="validation")
     wrap = partial(track, description="reach")
-    rates: dict[str, Any] = {"learning_rate": _REACH_RATE, "word_rate": _REACH_RATE}
-    concepts, _ = tune_trial(domain, trial, steps=steps, scope="compact", **rates, track=wrap, warm=False)
+    concepts, _ = tune_trial(domain, trial, steps=steps, scope="compact", **_REACH_RATES, track=wrap, warm=False)
     return judge_pictures(domain, load_judges(), trial, draw_trial(domain, trial, concepts))["identity_top1"]
