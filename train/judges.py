@@ -42,7 +42,7 @@ class Config:
 
 def fit(name, loss, params, batches, steps, key):
     """AdamW with a cosine rate; returns the final parameters."""
-    tx = optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, 100, steps, 1e-5), weight_decay=0.02)
+    tx = optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, min(100, steps // 5), steps, 1e-5), weight_decay=0.02)
     step, moments = training.make_judge_step(loss, tx), tx.init(params)
     bar = progress(range(steps), f"{name} judge", total=steps)
     for index, (images, targets) in zip(bar, batches, strict=False):
