@@ -44,7 +44,7 @@ _BASES = {"creatures": _ASSETS / "base"}
 _DOMAINS = {"creatures": _ASSETS / "creatures"}
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _VIEWS = 6
-# Length of a step (see `tune`) by scope, and that of the word; chosen on validation identities.
+# Length of a step (see `tune`) by scope, and that of the word; compact's and the word's were chosen on validation identities.
 _LEARNING_RATES = {"compact": 0.05, "head": 0.05, "full": 0.02}
 _WORD_RATE = 0.2
 

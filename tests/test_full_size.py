@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 CASE = """
-import json, resource, sys, threading, time
+import json, resource, sys, threading
 from pathlib import Path
 
 import jax, jax.numpy as jnp, numpy as np, torch
@@ -51,7 +51,6 @@ def nhwc(x):
     return x.permute(0, 2, 3, 1)
 
 def run(model):
-    config = base.configs[part]
     if part == "unet":
         z, text, t = draw(1, 64, 64, 4), draw(1, 77, 768), np.array([500])
         theirs = nhwc(model(nchw(z), torch.tensor(t), torch.tensor(text)).sample)
