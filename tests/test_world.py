@@ -1,6 +1,5 @@
 """The drawn world: pictures, captions, tokenizer and dataset say the same of every (identity, scene)."""
 
-import itertools
 import subprocess
 import sys
 
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 
 from e4t_jax.errors import UserError
-from e4t_jax.world.attributes import CLASSES, CONTEXTS, STYLES, hue_word, sample_identities, sample_scenes, take
+from e4t_jax.world.attributes import CLASSES, CONTEXTS, STYLES, hue_word, sample_identities, sample_relatives, sample_scenes, take
 from e4t_jax.world.captions import CAPTION_LENGTH, PARTS, describe, sentence, vocabulary, write_captions
 from e4t_jax.world.creatures import SPLITS, CreaturesConfig, as_source
-from e4t_jax.world.pictures import look_alikes, records
+from e4t_jax.world.pictures import look_alikes
 from e4t_jax.world.renderer import IMAGE_SIZE, render
 from e4t_jax.world.tokenizer import build_tokenizer
 
@@ -206,13 +205,21 @@ def test_dataset_mistakes_are_named(tmp_path):
 
 
 def test_look_alikes_differ_in_who_they_show_alone():
-    """Three batches in four are of one class, context and style; batch k is the same wherever a run begins."""
-    _, scenes = records(3, 4096)
-    batches = list(itertools.islice(look_alikes(scenes, 16, seed=5), 40))
-    kinds = [{tuple(scenes[name][row] for name in ("class", "context", "style")) for row in rows} for rows in batches]
-    alike = sum(len(kind) == 1 for kind in kinds)
-    assert 22 <= alike <= 38
-    assert all(len(set(rows)) == 16 for rows in batches)
-    np.testing.assert_array_equal(next(look_alikes(scenes, 16, seed=5, first=7)), batches[7])
-    few = {name: values[:20] for name, values in scenes.items()}
-    assert len(next(look_alikes(few, 16, seed=0))) == 16
+    """Three batches in four are relatives of one class, context and style; batch k is the same wherever a run begins."""
+    for step in range(8):
+        identities, scenes = look_alikes(5, step, 16)
+        kinds = {tuple(scenes[name][row] for name in ("class", "context", "style")) for row in range(16)}
+        assert (len(kinds) == 1) == (step % 4 != 3)
+        rows = {tuple(value[row] for value in identities.values()) for row in range(16)}
+        assert len(rows) == 16
+    again, _ = look_alikes(5, 7, 16)
+    np.testing.assert_array_equal(again["lightness"], identities["lightness"])
+
+
+def test_relatives_share_about_half_of_their_attributes_and_keep_their_trim_visible():
+    families = [sample_relatives(seed, 32) for seed in range(40)]
+    shared = np.mean([[np.ptp(value) == 0 for name, value in family.items() if name != "trim_hue"] for family in families])
+    assert 0.4 < shared < 0.6
+    for family in families:
+        apart = np.abs((family["trim_hue"] - family["body_hue"] + 0.5) % 1.0 - 0.5)
+        assert apart.min() > 0.12

@@ -6,6 +6,7 @@ python -m train.base --check              climb the ladder with the base at --ou
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +21,9 @@ from e4t_jax import backbone
 from e4t_jax.diffusion import noise_schedule
 from e4t_jax.world import base_training as training
 from e4t_jax.world.base_config import new_base
-from e4t_jax.world.captions import Captions, write_captions
+from e4t_jax.world.captions import write_captions
 from e4t_jax.world.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
+from e4t_jax.world.renderer import render
 from train.command import progress, run, use_all_cores
 
 
@@ -123,9 +125,10 @@ def main(config: Config) -> None:
 
     # image encoder -------------------------------------------------------------------------------------------------
     def pair_batches(first: int):
-        captions = write_captions(base.tokenizer, identities, scenes, 11, compounds=0.75)
-        for rows in look_alikes(scenes, 64, config.seed, first):
-            yield as_floats(pictures[rows]), Captions(*(part[rows] for part in captions))
+        for step in itertools.count(first):
+            relatives, places = look_alikes(config.seed, step, 64)
+            captions = write_captions(base.tokenizer, relatives, places, step, compounds=0.9)
+            yield as_floats(render(relatives, places)[0]), captions
 
     start = {
         "image_encoder": params["image_encoder"],

@@ -75,14 +75,27 @@ def sample_identities(seed: int, count: int, *, split: str = "train") -> Record:
     """Draws `count` identities; train, validation and test never share a stream, so any seed is held out from the others."""
     generator = np.random.default_rng([_SPLITS[split], int(seed) & 0xFFFFFFFFFFFF, 0])
     record = {"body_hue": _hue(generator, count), "trim_hue": _hue(generator, count)}
-    # Trim of the body's own hue would hide the pattern: move it to the far side of the circle.
-    distance = np.abs((record["trim_hue"] - record["body_hue"] + 0.5) % 1.0 - 0.5)
-    record["trim_hue"] = np.where(distance < 0.13, (record["trim_hue"] + 0.5) % 1.0, record["trim_hue"])
     for name, values in _DISCRETE.items():
         record[name] = generator.integers(0, values, count)
     for name, (low, high) in _CONTINUOUS.items():
         record[name] = generator.uniform(low, high, count)
+    record["trim_hue"] = _visible_trim(record)
     return {name: value.astype(np.float32) for name, value in record.items()}
+
+
+def sample_relatives(seed: int, count: int, *, shared: float = 0.5, split: str = "train") -> Record:
+    """`count` identities that agree in a random share of their attributes: each is common to all with probability `shared`."""
+    record = sample_identities(seed, count, split=split)
+    generator = np.random.default_rng([_SPLITS[split], int(seed) & 0xFFFFFFFFFFFF, 2])
+    common = {name: generator.uniform() < shared for name in record}
+    record = {name: np.full_like(value, value[0]) if common[name] else value for name, value in record.items()}
+    return {**record, "trim_hue": _visible_trim(record).astype(np.float32)}
+
+
+def _visible_trim(record: Record) -> np.ndarray:
+    """The trim's hue, moved to the far side of the circle where it is the body's own and would hide the pattern."""
+    distance = np.abs((record["trim_hue"] - record["body_hue"] + 0.5) % 1.0 - 0.5)
+    return np.where(distance < 0.13, (record["trim_hue"] + 0.5) % 1.0, record["trim_hue"])
 
 
 def sample_scenes(seed: int, count: int, *, split: str = "train", **fixed: float | np.ndarray) -> Record:

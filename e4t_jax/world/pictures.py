@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from e4t_jax.world.attributes import CLASSES, CONTEXTS, STYLES, Record, sample_identities, sample_scenes, take
+from e4t_jax.world.attributes import CLASSES, Record, sample_identities, sample_relatives, sample_scenes, take
 from e4t_jax.world.renderer import IMAGE_SIZE, render
 
 _CREATURES = 0.7  # share of the creature among the classes
@@ -55,19 +54,19 @@ def shuffled(count: int, batch_size: int, seed: int, first: int = 0) -> Iterator
             step += 1
 
 
-def look_alikes(scenes: Record, batch_size: int, seed: int, first: int = 0) -> Iterator[np.ndarray]:
-    """Indices of batch `first`, `first + 1`, … for contrast: three batches in four are of one class, context and style.
+def look_alikes(seed: int, step: int, count: int) -> tuple[Record, Record]:
+    """Identities and scenes of batch `step` for contrast: three in four are relatives of one class, context and style.
 
-    Among pictures that differ in all of these, a model need not look at anything else to tell which caption is whose.
+    Among pictures that differ in all of these, a model need not look at anything else to tell which caption is whose; and
+    among strangers, a few attributes tell them apart. Relatives share half of theirs, another half in every batch. The
+    fourth batch is mixed, so that places, media and classes are learned too.
     """
-    kinds = (scenes["class"] * len(CONTEXTS) + scenes["context"]) * len(STYLES) + scenes["style"]
-    groups = [rows for kind in np.unique(kinds) if len(rows := np.flatnonzero(kinds == kind)) >= batch_size]
-    shares = np.array([len(rows) for rows in groups], float) / sum(map(len, groups)) if groups else None
-    for step in itertools.count(first):
-        generator = np.random.default_rng([seed, 13, step])
-        mixed = not groups or generator.uniform() < 0.25
-        rows = np.arange(len(kinds)) if mixed else groups[generator.choice(len(groups), p=shares)]
-        yield np.sort(generator.choice(rows, batch_size, replace=False))
+    own_seed = int(np.random.default_rng([seed, 13, step]).integers(2**40))
+    if step % 4 == 3:
+        return records(own_seed, count)
+    _, scenes = records(own_seed, count)
+    scenes |= {name: np.full_like(scenes[name], scenes[name][0]) for name in ("class", "context", "style")}
+    return sample_relatives(own_seed, count), scenes
 
 
 def as_floats(pictures: np.ndarray) -> np.ndarray:
