@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 from safetensors.numpy import save
 
 from e4t_jax import backbone
 from e4t_jax.backbone import Base, Params
+from e4t_jax.captioning import pick_captions, read_scene
 from e4t_jax.concept import FORMAT, Concept, header_json, pack_header, read_tensors, stack
 from e4t_jax.data.augment import make_views, shrink_mask
 from e4t_jax.data.images import read_image
@@ -32,7 +33,7 @@ from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.errors import UserError
 from e4t_jax.objective import Frozen, Method, Trainable
 from e4t_jax.offsets import Factors
-from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, domain_token_id, templates, tokenize
+from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, domain_token_id, scene_captions, tokenize
 from e4t_jax.sample import sample_images
 from e4t_jax.samplers import own_method, sampler
 from e4t_jax.tune import TuneSettings, Views, tune_many
@@ -44,6 +45,9 @@ _BASES = {"creatures": _ASSETS / "base"}
 _DOMAINS = {"creatures": _ASSETS / "creatures"}
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _VIEWS = 6
+_PROMPTS = 8  # of each picture whose caption is read off it, so that doubt between captions shows
+CONCEPTS_PER_CALL = 16
+MASKS = ("auto", "none", "file")
 # Length of a step (see `tune`) by scope, and that of the word; compact's and the word's were chosen on validation identities.
 _LEARNING_RATES = {"compact": 0.05, "head": 0.05, "full": 0.02}
 _WORD_RATE = 0.2
@@ -112,7 +116,7 @@ class Domain:
     scale: float = 0.1
     regularisation: float = 0.01  # λ of pretraining, and of tuning
     guidance: float = 7.5  # classifier-free, where a call names none
-    template: str = "neutral"  # the kind of prompts to tune with
+    template: str = "neutral"  # the kind of captions to look for (`prompts.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
 
@@ -136,71 +140,77 @@ class Domain:
         steps: int = 5,
         scope: str = "compact",
         seed: int = 0,
-        template: str | None = None,
+        caption: str | Sequence[str] | None = None,
+        mask: str = "auto",
         learning_rate: float | None = None,
         word_rate: float | None = None,
+        track: Callable[[Iterable], Iterable] = iter,
     ) -> list[Concept]:
-        """Concepts of the pictures, all tuned in one compiled call; a mask (alpha or NAME.mask.png) limits the loss to it.
+        """Concepts of the pictures, some dozen tuned at once by one compiled call; `track` wraps the loop over the calls.
 
-        Errors: `UserError` for a picture that cannot be read, an unknown scope, or a loss that is not finite.
+        `caption` tells what the pictures show around `*s` ("a photo of *s in a meadow"), one for all or one a picture; where
+        not given, the base reads it off each picture (`captioning`). `mask` limits the loss to the concept: "auto" takes an
+        alpha channel or NAME.mask.png where there is one, "file" insists on it, "none" leaves it aside.
+
+        Errors: `UserError` for a picture that cannot be read, a missing mask, a caption without the placeholder, an unknown
+        scope, or a loss that is not finite.
         """
-        read = [read_image(Path(path), self.base.image_size) for path in images]
-        pictures = np.stack([picture for picture, _ in read])
-        masks = np.stack([np.ones(picture.shape[:2], np.float32) if mask is None else mask for picture, mask in read])
-        prompts = [list(templates(template or self.template))] * len(read)
-        return self.tune_pictures(
-            pictures,
-            masks,
-            prompts,
-            names=[Path(path).stem for path in images],
-            steps=steps,
-            scope=scope,
-            seed=seed,
-            learning_rate=learning_rate,
-            word_rate=word_rate,
-        )
-
-    def tune_pictures(
-        self,
-        pictures: Float[np.ndarray, "concepts h w 3"],
-        masks: Float[np.ndarray, "concepts h w"],
-        prompts: Sequence[Sequence[str]],
-        *,
-        names: Sequence[str],
-        steps: int = 5,
-        scope: str = "compact",
-        seed: int = 0,
-        learning_rate: float | None = None,
-        word_rate: float | None = None,
-    ) -> list[Concept]:
-        """`tune` for pictures in memory, with each concept's own training prompts (the same number for all)."""
+        if mask not in MASKS:
+            raise UserError(f"--mask {mask!r} is unknown; choose one of {', '.join(MASKS)}.")
         if steps < 0:
             raise UserError(f"--steps {steps} is negative; give 0 or more.")
-        views_key, tune_key = jax.random.split(jax.random.key(seed))
+        captions = [caption] * len(images) if isinstance(caption, str) else caption
+        if captions is not None and len(captions) != len(images):
+            raise UserError(f"There are {len(captions)} captions for {len(images)} pictures; give one for all, or one for each.")
+        pictures, masks = zip(*(self._read(Path(path), mask) for path in images), strict=True)
+        settings = self._settings(scope, steps, learning_rate, word_rate)
+        concepts: list[Concept] = []
+        for rows in track(_chunks(len(images))):
+            names = [Path(images[row]).stem for row in rows]
+            own = [np.stack([part[row] for row in rows]) for part in (pictures, masks)]
+            said = None if captions is None else [captions[row] for row in rows]
+            concepts += self._tune_chunk(*own, said, names, settings, seed)
+        return concepts[: len(images)]
+
+    def _read(self, path: Path, mask: str) -> tuple[np.ndarray, np.ndarray]:
+        picture, found = read_image(path, self.base.image_size)
+        if found is None and mask == "file":
+            raise UserError(f"{path} has no mask; give it an alpha channel or a {path.stem}.mask.png, or leave --mask file.")
+        if found is None or mask == "none":
+            found = np.ones(picture.shape[:2], np.float32)
+        return picture, found
+
+    def _settings(self, scope: str, steps: int, learning_rate: float | None, word_rate: float | None) -> TuneSettings:
+        rate = _LEARNING_RATES.get(scope, 0.0) if learning_rate is None else learning_rate
+        word = _WORD_RATE if word_rate is None else word_rate
+        return TuneSettings(scope, steps, learning_rate=rate, word_rate=word, regularisation=self.regularisation)
+
+    def _tune_chunk(self, pictures, masks, captions: list[str] | None, names: list[str], settings: TuneSettings, seed: int):
+        views_key, caption_key, tune_key = jax.random.split(jax.random.key(seed), 3)
         views = self._views(pictures, masks, views_key)
-        if steps == 0:
-            trainables = [Trainable()] * len(names)
-        else:
-            tokens = [self.tokenize(own) for own in prompts]
-            ids, placeholder = (jnp.stack(parts) for parts in zip(*tokens, strict=True))
-            rate = _LEARNING_RATES.get(scope, 0.0) if learning_rate is None else learning_rate
-            settings = TuneSettings(
-                scope,
-                steps,
-                learning_rate=rate,
-                word_rate=_WORD_RATE if word_rate is None else word_rate,
-                regularisation=self.regularisation,
-            )
-            tuned, losses = tune_many(self.method, self.frozen, views, (ids, placeholder), tune_key, settings)
-            losses = np.asarray(losses)
-            if not np.isfinite(losses).all():
-                bad = names[int(np.argmin(np.isfinite(losses).all(axis=1)))]
-                raise UserError(f"The loss of {bad} is not finite; lower --learning-rate or --steps.")
+        trainables = [Trainable()] * len(names)
+        if settings.steps:
+            prompts = self._prompts(views, captions, caption_key)
+            tuned, losses = tune_many(self.method, self.frozen, views, prompts, tune_key, settings)
+            finite = np.isfinite(np.asarray(losses)).all(axis=1)
+            if not finite.all():
+                raise UserError(f"The loss of {names[int(np.argmin(finite))]} is not finite; lower --learning-rate or --steps.")
             trainables = [jax.tree.map(lambda leaf, i=i: leaf[i], tuned) for i in range(len(names))]
         return [
-            Concept(name, scope, self.fingerprint, trainable, self._fold(trainable, clip))
+            Concept(name, settings.scope, self.fingerprint, trainable, self._fold(trainable, clip))
             for name, trainable, clip in zip(names, trainables, views.clip, strict=True)
         ]
+
+    def _prompts(self, views: Views, captions: list[str] | None, key: PRNGKeyArray) -> tuple[Array, ...]:
+        """Tokens of each picture's prompts `[concepts, prompts, length]`: the caption given, or what the base reads off it."""
+        if captions is not None:
+            return tuple(jnp.asarray(part)[:, None] for part in self.tokenize(captions))
+        grid = scene_captions(self.template)
+        ids, placeholder = (
+            jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in self.tokenize([one for row in grid for one in row])
+        )
+        picked = _read_captions(self.method, self.frozen, views.latents[:, 0], views.clip, ids, placeholder, key)
+        return tuple(part.reshape(-1, part.shape[-1])[picked] for part in (ids, placeholder))
 
     def generate(
         self,
@@ -211,6 +221,7 @@ class Domain:
         steps: int = 25,
         guidance: float | None = None,
         sampling: str | None = None,
+        track: Callable[[Iterable], Iterable] = iter,
     ) -> np.ndarray:
         """Every concept in every prompt, uint8 `[concepts, prompts, h, w, 3]`; noise depends on seed and prompt alone.
 
@@ -219,9 +230,12 @@ class Domain:
 
         Errors: `UserError` for a prompt without the placeholder and an unknown sampler.
         """
-        ids, placeholder = self.tokenize(prompts)
-        trainables, folded = stack(list(concepts))
-        return self._draw(self.frozen, trainables, folded, (ids, placeholder), seed, steps, guidance, sampling)
+        tokens = self.tokenize(prompts)
+        drawn = [
+            self._draw(self.frozen, *stack([concepts[row] for row in rows]), tokens, seed, steps, guidance, sampling)
+            for rows in track(_chunks(len(concepts)))
+        ]
+        return np.concatenate(drawn)[: len(concepts)]
 
     def generate_class(self, count: int, prompts: Sequence[str], **options: Any) -> np.ndarray:
         """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
@@ -261,6 +275,20 @@ class Domain:
     def _views(self, pictures: np.ndarray, masks: np.ndarray, key: PRNGKeyArray) -> Views:
         weights = self.params["vae"], self.params["image_encoder"]
         return _prepare_views(self.base, self.clip_features, *weights, pictures, masks, key)
+
+
+def _chunks(count: int) -> list[list[int]]:
+    """Rows 0 … count - 1 in calls of one size, so that one program serves all; the last takes some of the first again."""
+    size = min(count, CONCEPTS_PER_CALL)
+    return [[row % count for row in range(start, start + size)] for start in range(0, count, max(size, 1))]
+
+
+@jax.jit
+def _read_captions(method, frozen, latents, clip, ids, placeholder, key) -> Int[Array, "concepts prompts"]:
+    def read(own_latents, own_clip):
+        return pick_captions(read_scene(method, frozen, own_latents, own_clip, ids, placeholder, key), _PROMPTS)
+
+    return jax.vmap(read)(latents, clip)
 
 
 @partial(jax.jit, static_argnames=("base", "clip_features"))

@@ -88,6 +88,61 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
+# What a picture may be and where: every medium with every place is a caption that `captioning` may find to fit.
+# The first medium is the likeliest: places are told apart under it.
+_MEDIA = ("a photo", "a painting", "a drawing", "a cartoon", "a watercolor", "a pencil sketch", "a 3d rendering")
+_PLACES = (
+    "",
+    "on a white background",
+    "on a dark background",
+    "in a room",
+    "in a kitchen",
+    "on a table",
+    "on a street",
+    "in a city",
+    "on grass",
+    "in a meadow",
+    "in a forest",
+    "in the mountains",
+    "in the desert",
+    "in the snow",
+    "on the beach",
+    "by the sea",
+    "under water",
+    "in the sky",
+    "in space",
+    "at sunset",
+    "at night",
+)
+SCENES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "neutral": (("a picture", *_MEDIA), _PLACES),
+    "object": (_MEDIA, _PLACES),
+    "face": (
+        ("a photo", "a portrait photo", "a close-up photo", "a black and white photo", "a painting", "a drawing", "a 3d rendering"),
+        ("", "outdoors", "on a street", "in a room", "on a stage", "in front of a wall", "on a dark background", "at night"),
+    ),
+    "art": (
+        ("a painting in the style", "a drawing in the style", "a print in the style", "a watercolor in the style"),
+        ("", *(f"showing {what}" for what in ("people", "a portrait", "a landscape", "a city", "the sea", "flowers", "shapes"))),
+    ),
+    "creature": (
+        ("a photo", "a cartoon", "a watercolor", "a pencil sketch"),
+        (
+            "in the snow",
+            "on the beach",
+            "in the forest",
+            "in the city",
+            "in the desert",
+            "in space",
+            "under water",
+            "in a meadow",
+            "in a room",
+            "at sunset",
+        ),
+    ),
+}
+
+
 class TokenizedPrompts(NamedTuple):
     """Token ids, padded, and where among them the concept's word goes."""
 
@@ -103,6 +158,16 @@ def templates(kind: str, placeholder: str = PLACEHOLDER) -> tuple[str, ...]:
     if kind not in TEMPLATES:
         raise UserError(f"No prompt templates for {kind!r}; choose one of {', '.join(TEMPLATES)}.")
     return tuple(template.replace(PLACEHOLDER, placeholder) for template in TEMPLATES[kind])
+
+
+def scene_captions(kind: str) -> list[list[str]]:
+    """Every medium (outer) with every place (inner) of one kind of domain: "a photo of *s in the snow".
+
+    Errors: `UserError` for a kind that has no list.
+    """
+    templates(kind)
+    media, places = SCENES[kind]
+    return [[f"{medium} of {PLACEHOLDER} {place}".strip() for place in places] for medium in media]
 
 
 def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:

@@ -6,13 +6,14 @@ python -m infer.generate --concepts DIR/venus.safetensors --prompts "a photo of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from e4t_jax.concept import load_concept
 from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain import load_domain
 from e4t_jax.writing import check_writable, write_file
-from train.command import run
+from train.command import progress, run
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def main(config: Config) -> None:
         steps=config.steps,
         guidance=config.guidance,
         sampling=config.sampling,
+        track=partial(progress, description="drawing"),
     )
     for concept, row in zip(concepts, images, strict=True):
         for index, image in enumerate(row):

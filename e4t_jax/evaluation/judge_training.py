@@ -8,25 +8,32 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from e4t_jax.evaluation.judges import HEADS, IdentityJudge, SceneJudge, judge
-from e4t_jax.world.attributes import CONTEXTS, Record, hue_word, sample_identities, sample_scenes, take
+from e4t_jax.evaluation.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, judge
+from e4t_jax.world.attributes import CONTEXTS, EARS, HATS, PATTERNS, Record, hue_word, sample_identities, sample_scenes, take
 from e4t_jax.world.pictures import as_floats
 from e4t_jax.world.renderer import render
 
 _TEMPERATURE = 0.07
 
 
-def scene_labels(identities: Record, scenes: Record) -> dict[str, np.ndarray]:
-    """Targets of the scene judge; hue and eyes are -1 (no target) where there is no creature."""
-    creature = scenes["class"] == 0
-    labels = {
-        "class": scenes["class"],
-        "context": scenes["context"],
-        "style": scenes["style"],
-        "hue": np.where(creature, hue_word(identities["body_hue"]), -1),
-        "eyes": np.where(creature, identities["eyes"], -1),
-    }
-    return {name: value.astype(np.int32) for name, value in labels.items()}
+def scene_labels(scenes: Record) -> dict[str, np.ndarray]:
+    """Targets of the scene judge."""
+    return {name: scenes[name].astype(np.int32) for name in SCENE_HEADS}
+
+
+def attribute_labels(identities: Record) -> dict[str, np.ndarray]:
+    """Targets of the attribute judge; the trim's is -1 (none) on a creature that shows its trim nowhere."""
+    named = {"hue": hue_word(identities["body_hue"]), "trim": hue_word(identities["trim_hue"])}
+    labels = {name: np.asarray(named.get(name, identities.get(name))).astype(np.int32) for name in ATTRIBUTE_HEADS}
+    labels["trim"] = np.where(shows_trim(identities), labels["trim"], -1)
+    return labels
+
+
+def shows_trim(identities: Record) -> np.ndarray:
+    """Whether the figure has a part of some size in the hue of its trim: a pattern, inner ears or balls, or a scarf."""
+    patterned = identities["pattern"] != PATTERNS.index("plain")
+    eared = ~np.isin(identities["ears"], [EARS.index("earless"), EARS.index("horned")])
+    return patterned | eared | (identities["hat"] == HATS.index("scarfed"))
 
 
 def identity_views(seed: int, count: int, views: int, *, split: str = "train", **scene) -> tuple[np.ndarray, Record, Record]:
@@ -55,7 +62,7 @@ def degrade(images: Float[Array, "batch h w 3"], key: jax.Array) -> Float[Array,
 
 def identity_loss(params: dict, images: Array, who: Array, key: jax.Array):
     """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362): pictures of one identity attract, all others repel."""
-    vectors = IdentityJudge().apply({"params": params}, degrade(images, key))
+    vectors = JUDGES["identity"].apply({"params": params}, degrade(images, key))
     logits = vectors @ vectors.T / _TEMPERATURE
     itself = jnp.eye(len(who), dtype=bool)
     same = (who[:, None] == who[None]) & ~itself
@@ -63,13 +70,13 @@ def identity_loss(params: dict, images: Array, who: Array, key: jax.Array):
     return -jnp.mean(jnp.sum(jnp.where(same, log_share, 0), -1) / jnp.maximum(same.sum(-1), 1))
 
 
-def scene_loss(params: dict, images: Array, labels: dict[str, Array], key: jax.Array):
-    """Sum of the heads' cross-entropies; a label of -1 counts nothing."""
-    logits = SceneJudge().apply({"params": params}, degrade(images, key))
+def label_loss(name: str, params: dict, images: Array, labels: dict[str, Array], key: jax.Array):
+    """Sum over the heads of judge `name` of the mean cross-entropy; a label of -1 counts nothing."""
+    logits = JUDGES[name].apply({"params": params}, degrade(images, key))
     total = jnp.zeros(())
-    for name in HEADS:
-        cross = optax.softmax_cross_entropy_with_integer_labels(logits[name], jnp.maximum(labels[name], 0))
-        total = total + jnp.mean(jnp.where(labels[name] >= 0, cross, 0.0))
+    for head, label in labels.items():
+        cross = optax.softmax_cross_entropy_with_integer_labels(logits[head], jnp.maximum(label, 0))
+        total = total + jnp.mean(jnp.where(label >= 0, cross, 0.0))
     return total
 
 
@@ -93,7 +100,7 @@ def identity_prototypes(params: dict, seed: int, count: int, *, split: str = "te
 
 
 def validate_judges(judges: dict[str, dict], seed: int, count: int = 64, *, split: str = "test") -> dict[str, float]:
-    """Top-1 of both judges on true renders: identity among `count` held-out ones drawn in *other* contexts, and the scene."""
+    """Top-1 of all judges on true renders: identity among `count` held-out ones drawn in *other* contexts, scene, attributes."""
     half = len(CONTEXTS) // 2
     generator = np.random.default_rng([seed, 5])
     gallery, _, _ = identity_views(seed, count, 8, split=split, context=generator.integers(0, half, count * 8))
@@ -104,8 +111,16 @@ def validate_judges(judges: dict[str, dict], seed: int, count: int = 64, *, spli
     probes = as_floats(render(identities, scenes)[0])
     prototypes = judge("identity", judges["identity"], as_floats(gallery)).reshape(count, 8, -1).mean(1)
     vectors = judge("identity", judges["identity"], probes)
-    logits, labels = judge("scene", judges["scene"], probes), scene_labels(identities, scenes)
+    scene, attributes = judge("scene", judges["scene"], probes), judge("attributes", judges["attributes"], probes)
     return {
         "judge_identity_top1": float(np.mean(np.argmax(vectors @ prototypes.T, -1) == who)),
-        **{f"judge_{head}_top1": float(np.mean(np.argmax(logits[head], -1) == labels[head])) for head in HEADS if head != "class"},
+        **{
+            f"judge_{head}_top1": share_right(scene[head], label) for head, label in scene_labels(scenes).items() if head != "class"
+        },
+        **{f"judge_{head}_top1": share_right(attributes[head], label) for head, label in attribute_labels(identities).items()},
     }
+
+
+def share_right(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Share of pictures whose largest logit is at their label, among those that have one (-1: none)."""
+    return float(np.mean((np.argmax(logits, -1) == labels)[labels >= 0]))

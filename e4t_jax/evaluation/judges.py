@@ -1,8 +1,8 @@
-"""The two judges of the embedded world: who is it, and where and how is it drawn. Evaluation only; the method never sees them.
+"""The judges of the embedded world: who is it, where and how is it drawn, what does it look like. Evaluation only.
 
-Both look at 32 by 32 RGB pictures in [-1, 1]. The identity judge maps a picture to a unit vector, near for two pictures of
-one identity whatever their context, style and pose; the scene judge classifies class, context and style, and for the
-creature the word of its hue and the number of its eyes.
+All look at 32 by 32 RGB pictures in [-1, 1]; the method never sees them. The identity judge maps a picture to a unit vector,
+near for two pictures of one identity whatever their context, style and pose; the scene judge classifies class, context and
+style; the attribute judge reads off a creature each of the attributes that captions have words for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,33 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from safetensors.flax import load_file
 
-from e4t_jax.world.attributes import BODY_HUES, CLASSES, CONTEXTS, EYES, STYLES
+from e4t_jax.world.attributes import (
+    BODY_HUES,
+    CLASSES,
+    CONTEXTS,
+    EARS,
+    EYES,
+    HATS,
+    MOUTHS,
+    PATTERNS,
+    SHAPES,
+    STYLES,
+    TRIM_HUES,
+)
 
-HEADS = {
-    "class": len(CLASSES),
-    "context": len(CONTEXTS),
-    "style": len(STYLES),
-    "hue": len(BODY_HUES),
+SCENE_HEADS = {"class": len(CLASSES), "context": len(CONTEXTS), "style": len(STYLES)}
+ATTRIBUTE_HEADS = {
+    "shape": len(SHAPES),
+    "ears": len(EARS),
     "eyes": len(EYES),
+    "mouth": len(MOUTHS),
+    "pattern": len(PATTERNS),
+    "hat": len(HATS),
+    "tail": 2,
+    "cheeks": 2,
+    "feet": 2,
+    "hue": len(BODY_HUES),
+    "trim": len(TRIM_HUES),
 }
 JUDGES_FOLDER = Path(__file__).parent / "assets"
 
@@ -56,25 +75,32 @@ class IdentityJudge(nn.Module):
         return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
 
 
-class SceneJudge(nn.Module):
-    """Picture -> logits of each head in `HEADS`."""
+class Classifier(nn.Module):
+    """Picture -> logits of each head, given as (name, number of labels)."""
+
+    heads: tuple[tuple[str, int], ...]
+    widths: tuple[int, ...] = (24, 48, 96, 128)
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"]) -> dict[str, Float[Array, "batch labels"]]:
-        x = _Trunk()(images)
-        return {name: nn.Dense(count, name=name)(x) for name, count in HEADS.items()}
+        x = _Trunk(self.widths)(images)
+        return {name: nn.Dense(count, name=name)(x) for name, count in self.heads}
 
 
-_MODULES: dict[str, nn.Module] = {"identity": IdentityJudge(), "scene": SceneJudge()}
+JUDGES: dict[str, nn.Module] = {
+    "identity": IdentityJudge(),
+    "scene": Classifier(tuple(SCENE_HEADS.items())),
+    "attributes": Classifier(tuple(ATTRIBUTE_HEADS.items()), (32, 64, 128, 128)),
+}
 
 
 @partial(jax.jit, static_argnames="name")
 def _judge(name: str, params: dict, images: Array):
-    return _MODULES[name].apply({"params": params}, images)
+    return JUDGES[name].apply({"params": params}, images)
 
 
 def judge(name: str, params: dict, images: Float[np.ndarray, "batch height width 3"], *, chunk: int = 128):
-    """The verdict of judge `name` ("identity" or "scene") on any number of pictures, as NumPy arrays."""
+    """The verdict of judge `name` (a key of `JUDGES`) on any number of pictures, as NumPy arrays."""
     count = len(images)
     padded = np.concatenate([images, np.zeros((-count % chunk, *images.shape[1:]), images.dtype)])
     parts = [_judge(name, params, jnp.asarray(padded[s : s + chunk])) for s in range(0, len(padded), chunk)]
@@ -82,12 +108,12 @@ def judge(name: str, params: dict, images: Float[np.ndarray, "batch height width
 
 
 def load_judges(folder: Path = JUDGES_FOLDER) -> dict[str, dict]:
-    """Parameters of both judges: {"identity": …, "scene": …}."""
+    """Parameters of all judges, by the keys of `JUDGES`."""
     return {
         name: unflatten_dict(
             {tuple(key.split("/")): value.astype(jnp.float32) for key, value in load_file(folder / f"{name}.safetensors").items()}
         )
-        for name in _MODULES
+        for name in JUDGES
     }
 
 

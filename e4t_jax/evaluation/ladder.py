@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from e4t_jax import backbone
 from e4t_jax.backbone import Base, Params
 from e4t_jax.domain import Domain, make_method
 from e4t_jax.evaluation.judges import judge, load_judges
-from e4t_jax.evaluation.trial import draw_trial, held_out, judge_pictures, tune_trial
+from e4t_jax.evaluation.trial import held_out, judge_pictures, personalise
 from e4t_jax.pretrain import init_trainable
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.world.attributes import BODY_HUES, CONTEXTS, EYES, STYLES
@@ -75,7 +76,10 @@ def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dic
     domain = untrained_domain(base, params)
     starts = track(range(0, count, 32), description="words")
     drawn = np.concatenate([domain.generate_class(1, prompts[start : start + 32], seed=start)[0] for start in starts])
-    seen = judge("scene", load_judges()["scene"], as_floats(drawn))
+    judges = load_judges()
+    seen = {
+        name: verdict for kind in ("scene", "attributes") for name, verdict in judge(kind, judges[kind], as_floats(drawn)).items()
+    }
     return {f"{name}_top1": float(np.mean(np.argmax(seen[name], -1) == asked[name])) for name in asked}
 
 
@@ -83,5 +87,6 @@ def reachable_identity(base: Base, params: Params, count: int, steps: int, track
     """`identity_top1` among 64 validation identities when word and offsets of `count` of them are found slowly."""
     domain, trial = untrained_domain(base, params), held_out(0, count, split="validation")
     wrap = partial(track, description="reach")
-    concepts, _ = tune_trial(domain, trial, steps=steps, scope="compact", **_REACH_RATES, track=wrap, warm=False)
-    return judge_pictures(domain, load_judges(), trial, draw_trial(domain, trial, concepts))["identity_top1"]
+    with tempfile.TemporaryDirectory() as folder:
+        concepts, _ = personalise(domain, trial, Path(folder), given="caption", steps=steps, track=wrap, **_REACH_RATES)
+    return judge_pictures(domain, load_judges(), trial, domain.generate(concepts, trial.prompts))["identity_top1"]

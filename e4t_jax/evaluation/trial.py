@@ -1,10 +1,14 @@
-"""A trial of personalisation in the drawn world: held-out identities, one picture each, other scenes to draw them in."""
+"""A trial of personalisation in the drawn world: held-out identities, one picture each, other scenes to draw them in.
+
+It goes the user's way: picture files without mask or caption, `Domain.tune` with its defaults, concept files read back,
+`Domain.generate`. What a trial gives beyond that is named by its `given`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +16,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from e4t_jax import backbone
-from e4t_jax.concept import Concept
-from e4t_jax.domain import Domain
-from e4t_jax.evaluation.judge_training import identity_prototypes
+from e4t_jax.concept import Concept, load_concept, save_concept
+from e4t_jax.data.images import encode_png
+from e4t_jax.domain import CONCEPTS_PER_CALL, Domain
+from e4t_jax.evaluation.judge_training import attribute_labels, identity_prototypes, share_right
 from e4t_jax.evaluation.judges import judge
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.world.attributes import CONTEXTS, STYLES, Record, sample_identities, sample_scenes, take
 from e4t_jax.world.captions import sentence
 from e4t_jax.world.pictures import as_floats
 from e4t_jax.world.renderer import render
+from e4t_jax.writing import write_file
 
 GALLERY = 64  # identities among which a generated picture must find its own
-_CHUNK = 16  # concepts a compiled call
+GIVEN = ("picture", "mask", "caption", "both")
 
 
 class Trial(NamedTuple):
@@ -39,23 +45,29 @@ class Trial(NamedTuple):
     styles: np.ndarray
 
     @property
+    def names(self) -> list[str]:
+        """A name for each concept."""
+        return [f"{self.split}_{self.seed}_{row:03d}" for row in range(len(self.pictures))]
+
+    @property
     def prompts(self) -> list[str]:
         """The prompts to draw."""
         pairs = zip(self.styles, self.contexts, strict=True)
         return [sentence(int(style), PLACEHOLDER, int(context), [], named=True) for style, context in pairs]
 
 
-def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test") -> Trial:
-    """`count` identities of a seed, a photo of each, and prompts in contexts that none of the photos shows."""
+def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test", any_style: bool = False) -> Trial:
+    """`count` identities of a seed, a picture of each (a photo, or in any style), prompts in contexts that none of them shows."""
     generator = np.random.default_rng([seed, 9])
     order = generator.permutation(len(CONTEXTS))
     asked = np.resize(order[: min(prompts, len(CONTEXTS) - 2)], prompts)
     given = generator.choice(np.setdiff1d(order, asked), count)
     styles = np.resize(generator.permutation(len(STYLES)), prompts)
+    shown = generator.integers(0, len(STYLES), count) if any_style else np.zeros(count, int)
     identities = take(sample_identities(seed, max(count, GALLERY), split=split), slice(0, count))
-    scenes = sample_scenes(seed, count, split=split, context=given, style=0)
+    scenes = sample_scenes(seed, count, split=split, context=given, style=shown)
     pictures, masks = render(identities, scenes)
-    captions = [sentence(0, PLACEHOLDER, int(context), [], named=True) for context in given]
+    captions = [sentence(int(style), PLACEHOLDER, int(place), [], named=True) for style, place in zip(shown, given, strict=True)]
     return Trial(seed, split, identities, pictures, masks, captions, asked, styles)
 
 
@@ -69,81 +81,77 @@ def true_pictures(trial: Trial) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
     return pictures.reshape(count, prompts, *pictures.shape[1:])
 
 
-def tune_trial(
-    domain: Domain,
-    trial: Trial,
-    *,
-    steps: int,
-    scope: str,
-    seed: int = 0,
-    learning_rate: float | None = None,
-    word_rate: float | None = None,
-    track: Callable = iter,
-    warm: bool = True,
-) -> tuple[list[Concept], float]:
-    """Concepts of all pictures, and the median seconds a concept in a compiled call (`warm`: compilation left out)."""
-    count = len(trial.pictures)
-    size = min(count, _CHUNK)
-    concepts: list[Concept] = []
-    seconds = []
+def write_pictures(trial: Trial, folder: Path, given: str) -> list[Path]:
+    """The pictures as PNG files, with NAME.mask.png beside them where masks are `given`."""
+    paths = [folder / f"{name}.png" for name in trial.names]
+    for path, picture, mask in zip(paths, trial.pictures, trial.masks, strict=True):
+        write_file(path, encode_png(picture))
+        if given in ("mask", "both"):
+            write_file(path.with_name(f"{path.stem}.mask.png"), encode_png(mask))
+    return paths
 
-    def tune(start: int) -> list[Concept]:
-        # The last call takes some of the first again rather than compile for another number of concepts.
-        rows = np.arange(start, start + size) % count
-        return domain.tune_pictures(
-            as_floats(trial.pictures[rows]),
-            trial.masks[rows].astype(np.float32) / 255,
-            [[trial.captions[row]] for row in rows],
-            names=[f"{trial.split}_{trial.seed}_{row:03d}" for row in rows],
-            steps=steps,
-            scope=scope,
-            seed=seed,
-            learning_rate=learning_rate,
-            word_rate=word_rate,
-        )
 
+def personalise(
+    domain: Domain, trial: Trial, folder: Path, *, given: str = "picture", warm: bool = False, **options: Any
+) -> tuple[list[Concept], dict[str, float]]:
+    """Concepts as a user gets them, by way of files in `folder`; what they took in seconds and bytes.
+
+    `given` names what is told beyond the picture: "picture" (nothing), "mask", "caption" or "both". `options` are those of
+    `Domain.tune`. `warm` tunes a first chunk for nothing, so that compilation does not count.
+    """
+    paths = write_pictures(trial, folder / "given", given)
+    options["caption"] = trial.captions if given in ("caption", "both") else None
     if warm:
-        jax.block_until_ready(tune(0)[0].folded)
-    for start in track(range(0, count, size)):
-        began = time.perf_counter()
-        tuned = tune(start)
-        jax.block_until_ready([(concept.trainable, concept.folded) for concept in tuned])
-        seconds.append((time.perf_counter() - began) / size)
-        concepts += tuned[: count - start]
-    return concepts, float(np.median(seconds))
-
-
-def draw_trial(domain: Domain, trial: Trial, concepts: list[Concept], *, track: Callable = iter, **options) -> np.ndarray:
-    """Every concept in every prompt of the trial: uint8 `[concepts, prompts, h, w, 3]`."""
-    size = min(len(concepts), _CHUNK)
-    drawn = []
-    for start in track(range(0, len(concepts), size)):
-        rows = np.arange(start, start + size) % len(concepts)
-        drawn.append(domain.generate([concepts[row] for row in rows], trial.prompts, **options))
-    return np.concatenate(drawn)[: len(concepts)]
+        first = slice(0, CONCEPTS_PER_CALL)
+        own = options["caption"] and options["caption"][first]
+        domain.tune(paths[first], **{**options, "caption": own, "track": iter})
+    began = time.perf_counter()
+    tuned = domain.tune(paths, **options)
+    jax.block_until_ready([(concept.trainable, concept.folded) for concept in tuned])
+    seconds = (time.perf_counter() - began) / len(paths)
+    files = [folder / "concepts" / f"{concept.name}.safetensors" for concept in tuned]
+    sizes = [save_concept(path, concept) for path, concept in zip(files, tuned, strict=True)]
+    concepts = [load_concept(path, domain.fingerprint) for path in files]
+    return concepts, {"seconds_per_concept": seconds, "bytes_per_concept": int(np.median(sizes))}
 
 
 def judge_pictures(
     domain: Domain, judges: dict, trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """What the judges and the base's own CLIP say of the pictures drawn for a trial."""
     count, prompts = images.shape[:2]
     flat = as_floats(images.reshape(-1, *images.shape[2:]))
     who = np.repeat(np.arange(count), prompts)
     prototypes = identity_prototypes(judges["identity"], trial.seed, max(count, GALLERY), split=trial.split)
     likeness = judge("identity", judges["identity"], flat) @ prototypes.T
-    scene = judge("scene", judges["scene"], flat)
+    scene, attributes = judge("scene", judges["scene"], flat), judge("attributes", judges["attributes"], flat)
+    survive = {name: share_right(attributes[name], label) for name, label in attribute_labels(take(trial.identities, who)).items()}
     seen, given = (_embed_images(domain, part) for part in (flat, as_floats(trial.pictures)))
     ids = domain.tokenize(trial.prompts).ids
     read = _unit(np.asarray(backbone.embed_text(domain.base, domain.params, jnp.asarray(ids))))
     return {
         "identity_top1": float(np.mean(np.argmax(likeness, -1) == who)),
         "identity_similarity": float(np.mean(likeness[np.arange(len(who)), who])),
-        "context_top1": float(np.mean(np.argmax(scene["context"], -1) == np.tile(trial.contexts, count))),
-        "style_top1": float(np.mean(np.argmax(scene["style"], -1) == np.tile(trial.styles, count))),
+        "context_top1": share_right(scene["context"], np.tile(trial.contexts, count)),
+        "style_top1": share_right(scene["style"], np.tile(trial.styles, count)),
         "text_similarity": float(np.mean(np.sum(seen * np.tile(read, (count, 1)), -1))),
         "image_similarity": float(np.mean(np.sum(seen * given[who], -1))),
+        "attributes_mean": float(np.mean(list(survive.values()))),
+        "attributes": survive,
+        "sharpness": sharpness(trial, images),
     }
+
+
+def sharpness(trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> dict[str, float]:
+    """Edge energy (mean squared difference of neighbouring pixels) of generated over true pictures, by style."""
+
+    def energy(pictures: np.ndarray) -> float:
+        floats = pictures.astype(np.float32)
+        return sum(float(np.mean(np.diff(floats, axis=axis) ** 2)) for axis in (-3, -2))
+
+    truth = true_pictures(trial)
+    columns = {style: trial.styles == index for index, style in enumerate(STYLES) if index in trial.styles}
+    return {style: energy(images[:, own]) / energy(truth[:, own]) for style, own in columns.items()}
 
 
 def _embed_images(domain: Domain, images: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n shared"]:

@@ -55,7 +55,7 @@ def shuffled(count: int, batch_size: int, seed: int, first: int = 0) -> Iterator
 
 
 def look_alikes(seed: int, step: int, count: int) -> tuple[Record, Record]:
-    """Identities and scenes of batch `step` for contrast: three in four are relatives of one class, context and style.
+    """Identities and scenes of batch `step` for contrast: three in four are creatures, relatives of one another, in one context and style.
 
     Among pictures that differ in all of these, a model need not look at anything else to tell which caption is whose; and
     among strangers, a few attributes tell them apart. Relatives share half of theirs, another half in every batch. The
@@ -64,8 +64,8 @@ def look_alikes(seed: int, step: int, count: int) -> tuple[Record, Record]:
     own_seed = int(np.random.default_rng([seed, 13, step]).integers(2**40))
     if step % 4 == 3:
         return records(own_seed, count)
-    _, scenes = records(own_seed, count)
-    scenes |= {name: np.full_like(scenes[name], scenes[name][0]) for name in ("class", "context", "style")}
+    scenes = sample_scenes(own_seed, count)
+    scenes |= {name: np.full_like(scenes[name], scenes[name][0]) for name in ("context", "style")}
     return sample_relatives(own_seed, count), scenes
 
 

@@ -1,0 +1,98 @@
+"""What a picture shows around its concept, told by the denoiser itself.
+
+Tuning on a bare picture needs a caption: under a prompt that says neither place nor medium, the word has to swallow both.
+The base model knows a caption that fits from one that does not, since it denoises better under it: a text-to-image model is
+a classifier of pictures (Li et al. 2023, arXiv 2303.16203). With e* the encoder's word of the picture, d draws of (t, ε)
+that all captions share, and the error
+
+    err_c,d = mean (target_d - U-Net_θ'(z_t_d, t_d, τ(caption_c(e*))))²
+
+let b be the caption with the least mean error. Captions that the draws cannot tell from b share the weight with it:
+
+    δ_c = mean_d (err_c,d - err_b,d)        its standard error s_c = std_d / sqrt(draws)
+    weight_c ∝ exp(-½ (δ_c / s_c)²)
+
+No weights are needed but the base's own: it works for photographs and Stable Diffusion as for any other base.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from e4t_jax import backbone
+from e4t_jax.diffusion import add_noise, training_target
+from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
+
+# Timesteps, as shares of the schedule, at which the noise hides details and leaves place and medium open.
+_FROM, _TO = 0.3, 0.8
+
+
+def caption_errors(
+    method: Method,
+    frozen: Frozen,
+    latents: Float[Array, "height width channels"],
+    clip: Float[Array, "layers clip_width"],
+    ids: Int[Array, "captions length"],
+    placeholder: Bool[Array, "captions length"],
+    key: PRNGKeyArray,
+    draws: int = 4,
+) -> Float[Array, "captions draws"]:
+    """err of the module's head for one picture; every caption sees the same timesteps and noise."""
+    share = _FROM + (_TO - _FROM) * (jnp.arange(draws) + 0.5) / draws
+    t = jnp.floor(share * method.schedule.num_train_timesteps).astype(jnp.int32)
+    noise = jax.random.normal(key, (draws, *latents.shape), latents.dtype)
+    z0 = jnp.broadcast_to(latents, noise.shape)
+    z_t = add_noise(method.schedule, z0, noise, t)
+    target = training_target(method.schedule, z0, noise, t)
+    unet = effective_unet(Trainable(), frozen)
+    features = backbone.unet_features(method.base, unet, z_t, t, empty_states(method, frozen, draws))
+    folded = method.encoder.apply({"params": frozen.encoder}, clip[None], method="fold")
+    word, _ = concept_word(method, Trainable(), frozen, jnp.broadcast_to(folded, (draws, folded.shape[-1])), features)
+
+    def error(caption):
+        own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in caption)
+        text = prompt_states(method, frozen, own_ids, own_placeholder, word)
+        return jnp.mean((backbone.denoise(method.base, unet, z_t, t, text) - target) ** 2, axis=(1, 2, 3))
+
+    # One after the other: memory stays that of a single caption, however long the list.
+    return jax.lax.map(error, (ids, placeholder))
+
+
+def caption_weights(errors: Float[Array, "captions draws"]) -> Float[Array, " captions"]:
+    """The share of each caption, summing to 1: all of it for the best, unless others cannot be told from it."""
+    excess = errors - errors[jnp.argmin(errors.mean(axis=1))]
+    deviation = excess.std(axis=1, ddof=1) / jnp.sqrt(errors.shape[1])
+    distance = excess.mean(axis=1) / jnp.maximum(deviation, 1e-12)
+    return jax.nn.softmax(-0.5 * distance**2)
+
+
+def read_scene(
+    method: Method,
+    frozen: Frozen,
+    latents: Float[Array, "height width channels"],
+    clip: Float[Array, "layers clip_width"],
+    ids: Int[Array, "media places length"],
+    placeholder: Bool[Array, "media places length"],
+    key: PRNGKeyArray,
+) -> Float[Array, "media places"]:
+    """The weight of every caption for one picture, found by turns: a medium (at the first place), the place, the medium again.
+
+    2 media + places captions are tried instead of media × places. The first guess may be off, where the first place is
+    wrong; places are told apart even then.
+    """
+
+    def read(row_ids, row_placeholder):
+        return caption_weights(caption_errors(method, frozen, latents, clip, row_ids, row_placeholder, key))
+
+    guess = jnp.argmax(read(ids[:, 0], placeholder[:, 0]))
+    place = read(ids[guess], placeholder[guess])
+    best = jnp.argmax(place)
+    return read(ids[:, best], placeholder[:, best])[:, None] * place
+
+
+def pick_captions(weights: Float[Array, "media places"], count: int) -> Int[Array, " count"]:
+    """`count` captions, as flat indices, each as often as its weight says: at equal steps along the summed weights."""
+    ends = jnp.cumsum(weights.ravel())
+    return jnp.searchsorted(ends, (jnp.arange(count) + 0.5) / count * ends[-1])
