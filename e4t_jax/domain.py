@@ -167,9 +167,9 @@ class Domain:
         concepts: list[Concept] = []
         for rows in track(_chunks(len(images))):
             names = [Path(images[row]).stem for row in rows]
-            own = [np.stack([part[row] for row in rows]) for part in (pictures, masks)]
-            said = None if captions is None else [captions[row] for row in rows]
-            concepts += self._tune_chunk(*own, said, names, settings, seed)
+            own_pictures, own_masks = (np.stack([part[row] for row in rows]) for part in (pictures, masks))
+            own_captions = None if captions is None else [captions[row] for row in rows]
+            concepts += self._tune_chunk(own_pictures, own_masks, own_captions, names, settings, seed)
         return concepts[: len(images)]
 
     def _read(self, path: Path, mask: str) -> tuple[np.ndarray, np.ndarray]:

@@ -6,17 +6,17 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from e4t_jax.concept import save_concept
-from e4t_jax.data.images import encode_png, picture_grid
+from e4t_jax.data.images import encode_png, picture_grid, side_by_side
 from e4t_jax.domain import load_domain
 from e4t_jax.evaluation.judge_training import validate_judges
 from e4t_jax.evaluation.judges import load_judges
-from e4t_jax.evaluation.trial import draw_trial, held_out, judge_pictures, true_pictures, tune_trial
+from e4t_jax.evaluation.trial import held_out, judge_pictures, personalise, true_pictures
 from e4t_jax.writing import check_writable, write_file
 from train.command import progress, run
+
+_SCALE = 3  # of the pictures in the grid
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Config:
     """Tune six creatures that the domain has never seen from one picture each, and draw them in four new scenes."""
 
     out: Path = Path("outputs/demo")
-    """Folder for grid.png, metrics.json and the concept files."""
+    """Folder for grid.png, metrics.json, the pictures given and the concept files."""
     concepts: int = 6
     """Number of held-out identities."""
     steps: int = 5
@@ -39,29 +39,23 @@ def main(config: Config) -> None:
     check_writable(config.out)
     domain, judges = load_domain("creatures"), load_judges()
     trial = held_out(config.seed, config.concepts)
-    untuned, _ = tune_trial(domain, trial, steps=0, scope="compact")
-    tuned, seconds = tune_trial(domain, trial, steps=config.steps, scope="compact", track=partial(progress, description="tuning"))
-    options = {"seed": config.seed, "steps": config.sampling_steps}
-    before = draw_trial(domain, trial, untuned, track=partial(progress, description="drawing, 0 steps"), **options)
-    title = f"{config.steps} steps"
-    after = draw_trial(domain, trial, tuned, track=partial(progress, description=f"drawing, {title}"), **options)
+    untuned, _ = personalise(domain, trial, config.out / "untuned", steps=0)
+    tuned, costs = personalise(domain, trial, config.out, steps=config.steps, track=partial(progress, description="tuning"))
+    options: dict[str, Any] = {"seed": config.seed, "steps": config.sampling_steps}
+    name = f"{config.steps} steps"
+    before = domain.generate(untuned, trial.prompts, **options, track=partial(progress, description="drawing, 0 steps"))
+    after = domain.generate(tuned, trial.prompts, **options, track=partial(progress, description=f"drawing, {name}"))
     class_alone = domain.generate_class(config.concepts, trial.prompts, **options)
-    sizes = [save_concept(config.out / f"{concept.name}.safetensors", concept) for concept in tuned]
-    for name, picture in zip((concept.name for concept in tuned), trial.pictures, strict=True):
-        write_file(config.out / f"{name}.png", encode_png(picture))
 
-    truth = true_pictures(trial)
-    shown = [truth, class_alone, before, after]
-    rows = [
-        [trial.pictures[row], *(each[row, column] for column in range(len(trial.prompts)) for each in shown)]
-        for row in range(config.concepts)
-    ]
-    titles = ["given", *(name for _ in trial.prompts for name in ("true", "class", "0 steps", title))]
-    write_file(config.out / "grid.png", encode_png(picture_grid(rows, titles=titles, scale=2)))
+    columns = [true_pictures(trial), class_alone, before, after]
+    grids = []
+    for index, prompt in enumerate(trial.prompts):
+        rows = [[trial.pictures[row], *(column[row, index] for column in columns)] for row in range(config.concepts)]
+        grids.append(picture_grid(rows, titles=["given", "true", "base", "0 steps", name], heading=prompt, scale=_SCALE))
+    write_file(config.out / "grid.png", encode_png(side_by_side(grids)))
     metrics = {
         **judge_pictures(domain, judges, trial, after),
-        "seconds_per_concept": seconds,
-        "bytes_per_concept": int(np.median(sizes)),
+        **costs,  # compilation included
         **validate_judges(judges, config.seed),
         "zero_steps": judge_pictures(domain, judges, trial, before),
         "class_alone": judge_pictures(domain, judges, trial, class_alone),
@@ -69,7 +63,7 @@ def main(config: Config) -> None:
     }
     write_file(config.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     print("\n".join(f"{index}. {prompt}" for index, prompt in enumerate(trial.prompts, 1)))
-    print(f"Pictures: {config.out / 'grid.png'}\nMetrics:  {config.out / 'metrics.json'}\nConcepts: {config.out}/*.safetensors")
+    print(f"Pictures: {config.out / 'grid.png'}\nMetrics:  {config.out / 'metrics.json'}\nConcepts: {config.out / 'concepts'}")
 
 
 if __name__ == "__main__":

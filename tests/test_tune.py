@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from e4t_jax import backbone
+from e4t_jax import domain as domain_module
 from e4t_jax.domain import load_domain
 from e4t_jax.errors import UserError
-from e4t_jax.evaluation.trial import held_out
+from e4t_jax.evaluation.trial import held_out, write_pictures
 from e4t_jax.objective import e4t_loss
 from e4t_jax.prompts import tokenize
 from e4t_jax.tune import TuneSettings, Views, draw_batch, start, tune_one
-from e4t_jax.world.pictures import as_floats
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +27,13 @@ def inputs(domain):
     return views, tuple(jnp.asarray(part) for part in tokenize(domain.base.tokenizer, ["*s", "a photo of *s"]))
 
 
-def test_concept_in_a_batch_equals_the_concept_alone():
-    """In the shipped domain, with its own settings: maximum difference 1e-5 in every trained number."""
-    creatures, trial = load_domain("creatures"), held_out(0, 3, split="validation")
+def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
+    """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
+    creatures = load_domain("creatures")
+    paths = write_pictures(held_out(0, 3, split="validation"), tmp_path, "picture")
 
     def tune(rows):
-        masks = trial.masks[rows].astype(np.float32) / 255
-        prompts = [[trial.captions[row]] for row in rows]
-        return creatures.tune_pictures(as_floats(trial.pictures[rows]), masks, prompts, names=[str(row) for row in rows])
+        return creatures.tune([paths[row] for row in rows])
 
     for row, together in enumerate(tune([0, 1, 2])):
         (alone,) = tune([row])
@@ -69,3 +69,33 @@ def test_tuning_lowers_the_loss(domain, inputs, scope):
     loss = jax.jit(lambda trainable: e4t_loss(domain.method, trainable, domain.frozen, batch, keys[2], regularisation=0.0)[0])
     before = loss(start(domain.method, domain.frozen, scope, keys[0]))
     assert loss(tuned) < 0.99 * before
+
+
+def test_more_pictures_than_one_call_takes_are_tuned_in_several(domain, tmp_path, monkeypatch):
+    """Five in calls of two: each under its own name, as if alone."""
+    monkeypatch.setattr(domain_module, "CONCEPTS_PER_CALL", 2)
+    paths = [tmp_path / f"{index}.png" for index in range(5)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    concepts = domain.tune(paths, steps=1)
+    assert [concept.name for concept in concepts] == ["0", "1", "2", "3", "4"]
+    (alone,) = domain.tune(paths[4:], steps=1)
+    np.testing.assert_allclose(concepts[4].folded, alone.folded, atol=1e-5)
+    drawn = domain.generate(concepts, ["*s"], steps=2)
+    np.testing.assert_allclose(drawn[4:].astype(int), domain.generate(concepts[4:], ["*s"], steps=2), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mask": "soft"}, "--mask 'soft'"),
+        ({"mask": "file"}, "has no mask"),
+        ({"caption": "a photo"}, "lacks the placeholder"),
+        ({"caption": ["*s", "a photo of *s"]}, "2 captions for 1 pictures"),
+        ({"steps": -1}, "--steps -1"),
+    ],
+)
+def test_wrong_options_are_refused(domain, tmp_path, options, said):
+    Image.new("RGB", (16, 16)).save(tmp_path / "venus.png")
+    with pytest.raises(UserError, match=said):
+        domain.tune([tmp_path / "venus.png"], **options)

@@ -55,10 +55,10 @@ def shuffled(count: int, batch_size: int, seed: int, first: int = 0) -> Iterator
 
 
 def look_alikes(seed: int, step: int, count: int) -> tuple[Record, Record]:
-    """Identities and scenes of batch `step` for contrast: three in four are creatures, relatives of one another, in one context and style.
+    """Identities and scenes of batch `step` for contrast: three in four are creatures of one context and style, relatives.
 
-    Among pictures that differ in all of these, a model need not look at anything else to tell which caption is whose; and
-    among strangers, a few attributes tell them apart. Relatives share half of theirs, another half in every batch. The
+    Among pictures that differ in place and medium, a model need not look at anything else to tell which caption is whose;
+    and among strangers, a few attributes tell them apart. Relatives share half of theirs, another half in every batch. The
     fourth batch is mixed, so that places, media and classes are learned too.
     """
     own_seed = int(np.random.default_rng([seed, 13, step]).integers(2**40))
