@@ -44,6 +44,8 @@ class Config:
     """The word that every concept of the domain is one of; one token."""
     template: str = "creature"
     """Prompts for pictures without captions, and for tuning later: neutral, object, face, art or creature."""
+    clip_features: Literal["layers", "tokens"] = "layers"
+    """What of CLIP's the encoder sees: class tokens of every second layer (the paper's), or the last layer's patch tokens too."""
     steps: int = 2400
     """Update steps."""
     batch_size: int = 16
@@ -70,7 +72,7 @@ def main(config: Config) -> None:
     use_all_cores()
     check_writable(config.out)
     base, params = load_base(config.base, config.image_encoder)
-    method = make_method(base, config.domain_token)
+    method = make_method(base, config.domain_token, clip_features=config.clip_features)
     words = partial(tokenize, base.tokenizer, domain_token=config.domain_token)
     rate = optax.warmup_cosine_decay_schedule(0, config.learning_rate, min(100, config.steps // 5), config.steps, 0)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.99, weight_decay=0.01))
@@ -80,7 +82,7 @@ def main(config: Config) -> None:
     @jax.jit
     def prepare(vae, image_encoder, batch) -> ConceptBatch:
         latents = backbone.encode_images(base, {"vae": vae}, batch["image"])
-        clip = backbone.image_features(base, {"image_encoder": image_encoder}, batch["image"])
+        clip = backbone.image_features(base, {"image_encoder": image_encoder}, batch["image"], config.clip_features)
         return ConceptBatch(latents, clip, batch["ids"], batch["placeholder"], shrink_mask(batch["mask"], latents.shape[1]))
 
     options = ocp.CheckpointManagerOptions(max_to_keep=2)
@@ -123,6 +125,7 @@ def main(config: Config) -> None:
         guidance=config.guidance,
         template=config.template,
         image_encoder=config.image_encoder,
+        clip_features=config.clip_features,
     )
     save_domain(config.out, domain)
     print(f"Wrote {config.out}")
