@@ -14,13 +14,13 @@ from e4t_jax.evaluation.judge_training import validate_judges
 from e4t_jax.evaluation.judges import load_judges
 from e4t_jax.evaluation.trial import held_out, judge_pictures, personalise, true_pictures
 from e4t_jax.writing import check_writable, write_file
-from train.command import progress, run
+from train.command import Command, progress, run
 
 _SCALE = 3  # of the pictures in the grid
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Tune six creatures that the domain has never seen from one picture each, and draw them in four new scenes."""
 
     out: Path = Path("outputs/demo")

@@ -20,13 +20,13 @@ from e4t_jax.evaluation.judge_training import validate_judges
 from e4t_jax.evaluation.judges import load_judges
 from e4t_jax.evaluation.trial import Trial, held_out, judge_pictures, personalise, true_pictures
 from e4t_jax.writing import check_writable, write_file
-from train.command import progress, run
+from train.command import Command, progress, run
 
 _SHOWN = 16  # rows of the report's grid
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Tune held-out identities from one picture each, draw them in other scenes, and let the judges decide."""
 
     out: Path = Path("outputs/evaluate")

@@ -18,11 +18,11 @@ from e4t_jax.domain import load_domain
 from e4t_jax.export import constant_word, lora, merged_base
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.writing import check_writable, write_file
-from train.command import run
+from train.command import Command, run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Export a concept: a whole model (diffusers), the U-Net's change (lora), or the word alone (embedding).
 
     The word, predicted anew at every step here, becomes one constant: its mean along sampling trajectories.

@@ -13,11 +13,11 @@ from e4t_jax.concept import load_concept
 from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain import load_domain
 from e4t_jax.writing import check_writable, write_file
-from train.command import progress, run
+from train.command import Command, progress, run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Draw every concept in every prompt; writes CONCEPT_PROMPT.png files and grid.png (a row a concept)."""
 
     concepts: tuple[Path, ...]

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
     from train import command
 
     @dataclasses.dataclass(frozen=True)
-    class Config:
+    class Config(command.Command):
         """A script."""
 
         batch_size: int = 16
@@ -196,3 +197,28 @@ def test_a_trial_tunes_as_the_command_line_does(tmp_path):
     tune.main(tune.Config((tmp_path / "trial" / "given" / f"{name}.png",), tmp_path / "cli"))
     written = [folder / f"{name}.safetensors" for folder in (tmp_path / "trial" / "concepts", tmp_path / "cli")]
     assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path):
+    """In the user's cache folder; the child's own environment names none."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()}
+    source = """
+from dataclasses import dataclass
+import jax
+from train.command import Command, run
+
+@dataclass(frozen=True)
+class Config(Command):
+    "A script that compiles something."
+
+def main(config: Config) -> None:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((8, 8)))
+
+run(main)
+"""
+    (tmp_path / "script.py").write_text(source)
+    for flags, kept in ((["--no-cache"], False), ([], True)):
+        subprocess.run([sys.executable, tmp_path / "script.py", *flags], env=environment, check=True, timeout=120)
+        assert (tmp_path / "cache" / "e4t-jax" / "compiled").exists() == kept

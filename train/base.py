@@ -24,11 +24,11 @@ from e4t_jax.world.base_config import new_base
 from e4t_jax.world.captions import write_captions
 from e4t_jax.world.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
 from e4t_jax.world.renderer import render
-from train.command import progress, run, use_all_cores
+from train.command import Command, progress, run, use_all_cores
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Train the base model of the embedded world "creatures", or check it."""
 
     out: Path = Path("e4t_jax/world/assets/base")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import jax
@@ -14,11 +15,33 @@ from tqdm import tqdm
 
 from e4t_jax.errors import UserError
 
+_CACHE_BYTES = 2 * 2**30  # the programs used longest ago make room
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Options that all scripts share."""
+
+    cache: bool = True
+    """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
+
+
+def keep_compiled_programs() -> None:
+    """Compilation takes longer than tuning: what one run compiled, the next one reads."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e4t-jax" / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+
 
 def run(main: Callable[[Any], None]) -> None:
     """Reads the command line into `main`'s one dataclass argument and calls it; a `UserError` ends with one line and status 1."""
     config_type = get_type_hints(main)["config"]
     config = tyro.cli(config_type, description=config_type.__doc__)
+    if config.cache:
+        keep_compiled_programs()
     try:
         main(config)
     except UserError as error:

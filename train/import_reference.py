@@ -22,13 +22,13 @@ from e4t_jax.errors import UserError
 from e4t_jax.objective import Trainable
 from e4t_jax.reference import read_encoder, read_image_encoder, read_offsets
 from e4t_jax.writing import check_writable, write_file
-from train.command import run
+from train.command import Command, run
 
 _TEMPLATES = {"face": "face", "art": "art", "style": "art"}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Import weight_offsets.pt, encoder.pt and config.json of the public PyTorch implementation (needs PyTorch)."""
 
     reference: Path

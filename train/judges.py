@@ -20,13 +20,13 @@ from e4t_jax.world.attributes import Record, sample_identities, sample_scenes
 from e4t_jax.world.pictures import as_floats, records
 from e4t_jax.world.renderer import IMAGE_SIZE, render
 from e4t_jax.writing import write_file
-from train.command import progress, run
+from train.command import Command, progress, run
 
 _VIEWS = 6
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Train the judges that evaluate pictures of the embedded world."""
 
     out: Path = JUDGES_FOLDER

@@ -25,11 +25,11 @@ from e4t_jax.objective import ConceptBatch, Frozen
 from e4t_jax.pretrain import compile_step, init_state, init_trainable, place, unplace
 from e4t_jax.prompts import templates, tokenize
 from e4t_jax.writing import check_writable
-from train.command import progress, run, use_all_cores
+from train.command import Command, progress, run, use_all_cores
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Pretrain encoder and weight offsets on one domain of pictures."""
 
     out: Path

@@ -16,11 +16,11 @@ from e4t_jax.concept import save_concept
 from e4t_jax.domain import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.writing import check_writable, write_file
-from train.command import progress, run
+from train.command import Command, progress, run
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Command):
     """Tune one concept for each picture; writes a .safetensors file a concept and tune.json."""
 
     images: tuple[Path, ...]
