@@ -6,23 +6,33 @@ concepts = domain.tune(["venus.png", "ada.png"], steps=5)
 images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
 """
 
-from importlib import import_module
-from typing import Any
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "Concept": "e4t_jax.concept",
-    "Domain": "e4t_jax.domain",
-    "UserError": "e4t_jax.errors",
-    "load_concept": "e4t_jax.concept",
-    "load_domain": "e4t_jax.domain",
-    "save_concept": "e4t_jax.concept",
-    "save_domain": "e4t_jax.domain",
+if TYPE_CHECKING:
+    from e4t_jax.concept import Concept, load_concept, save_concept
+    from e4t_jax.domain import Domain, load_domain, save_domain
+    from e4t_jax.errors import UserError
+
+    __version__: str
+
+__all__ = ["Concept", "Domain", "UserError", "load_concept", "load_domain", "save_concept", "save_domain"]
+_HOMES = {
+    "e4t_jax.concept": ("Concept", "load_concept", "save_concept"),
+    "e4t_jax.domain": ("Domain", "load_domain", "save_domain"),
+    "e4t_jax.errors": ("UserError",),
 }
-__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     # On first use: the libraries behind these take seconds to import, which `import e4t_jax` alone should not.
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'e4t_jax' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    if name == "__version__":
+        return metadata.version("e4t-jax")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'e4t_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])
