@@ -38,7 +38,7 @@ class _Verdict:
 def losses_of_verdicts(monkeypatch):
     """Losses that take verdicts where they would take pictures."""
     monkeypatch.setattr(judge_training, "JUDGES", dict.fromkeys(JUDGES, _Verdict()))
-    monkeypatch.setattr(judge_training, "degrade", lambda images, key: images)
+    monkeypatch.setattr(judge_training, "degrade", lambda images, key, strength=1.0: images)
 
 
 def test_identity_verdicts_are_unit_vectors_of_each_picture(judges, pictures):

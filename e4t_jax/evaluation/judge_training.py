@@ -14,6 +14,7 @@ from e4t_jax.world.pictures import as_floats
 from e4t_jax.world.renderer import render
 
 _TEMPERATURE = 0.07
+_STRENGTH = {"scene": 1.0, "attributes": 0.25}
 
 
 def scene_labels(scenes: Record) -> dict[str, np.ndarray]:
@@ -43,8 +44,11 @@ def identity_views(seed: int, count: int, views: int, *, split: str = "train", *
     return render(identities, scenes)[0], identities, scenes
 
 
-def degrade(images: Float[Array, "batch h w 3"], key: jax.Array) -> Float[Array, "batch h w 3"]:
-    """Blur of random strength, noise, a shift of colour and a shift by up to two pixels: a judge must not read single pixels."""
+def degrade(images: Float[Array, "batch h w 3"], key: jax.Array, strength: float = 1.0) -> Float[Array, "batch h w 3"]:
+    """Blur and noise of random strength, a shift of colour, one by up to two pixels: a judge must not read single pixels.
+
+    `strength` scales noise and colour alone: who reads colours to their word can bear little of either.
+    """
     blur_key, noise_key, gain_key, tint_key, shift_key = jax.random.split(key, 5)
     count = images.shape[0]
     kernel = jnp.array([0.25, 0.5, 0.25])
@@ -54,8 +58,8 @@ def degrade(images: Float[Array, "batch h w 3"], key: jax.Array) -> Float[Array,
         blurred = sum(weight * part for weight, part in zip(kernel, rolled, strict=True))
     share = jax.random.uniform(blur_key, (count, 1, 1, 1))
     images = images + share * (blurred - images)
-    images = images + jax.random.uniform(gain_key, (count, 1, 1, 1)) * 0.08 * jax.random.normal(noise_key, images.shape)
-    images = images + 0.04 * jax.random.normal(tint_key, (count, 1, 1, 3))
+    images = images + strength * jax.random.uniform(gain_key, (count, 1, 1, 1)) * 0.08 * jax.random.normal(noise_key, images.shape)
+    images = images + strength * 0.04 * jax.random.normal(tint_key, (count, 1, 1, 3))
     shift = jax.random.randint(shift_key, (count, 2), -2, 3)
     return jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(images, shift)
 
@@ -72,7 +76,7 @@ def identity_loss(params: dict, images: Array, who: Array, key: jax.Array):
 
 def label_loss(name: str, params: dict, images: Array, labels: dict[str, Array], key: jax.Array):
     """Sum over the heads of judge `name` of the mean cross-entropy; a label of -1 counts nothing."""
-    logits = JUDGES[name].apply({"params": params}, degrade(images, key))
+    logits = JUDGES[name].apply({"params": params}, degrade(images, key, _STRENGTH[name]))
     total = jnp.zeros(())
     for head, label in labels.items():
         cross = optax.softmax_cross_entropy_with_integer_labels(logits[head], jnp.maximum(label, 0))
