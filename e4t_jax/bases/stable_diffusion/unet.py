@@ -55,6 +55,7 @@ INERT = frozenset(
     {
         "_diffusers_version",
         "_name_or_path",
+        "_use_default_values",
         "addition_embed_type_num_heads",
         "decay",
         "dropout",

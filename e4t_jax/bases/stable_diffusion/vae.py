@@ -24,7 +24,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "use_quant_conv": (True,),
 }
 # Keys that change nothing: where files came from, half precision's ways.
-INERT = frozenset({"_diffusers_version", "_name_or_path", "force_upcast", "sample_size"})
+INERT = frozenset({"_diffusers_version", "_name_or_path", "_use_default_values", "force_upcast", "sample_size"})
 _EPSILON = 1e-6
 
 
