@@ -381,7 +381,7 @@ def test_kernels_are_chosen_at_lowering(monkeypatch):
 
 
 def test_choice_of_kernels_maps_differentiates_and_costs_nothing():
-    """Long attention and small deep convolutions: their plain forms' values and gradients, mapped, relative 1e-4; no branch left."""
+    """Long attention and small deep convolutions: their plain forms' values and gradients, mapped, to 1e-4; no branch left."""
     heads = jnp.asarray(draw(0, 2, 3, 1, 1024, 2, 8))  # mapped, (query, key, value), batch, tokens, heads, width
     maps, kernels = jnp.asarray(draw(1, 2, 1, 8, 8, 48)), jnp.asarray(draw(2, 2, 3, 3, 48, 8))
     chosen = layers.Conv(8, policy=Policy())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -29,7 +31,8 @@ def attend(
     """softmax(Q Kᵀ / √width) V, softmax in float32; causal: a token sees itself and what is before it.
 
     Long self-attention runs on a flash kernel where the platform has one (Dao et al. 2022, arXiv 2205.14135): Pallas' on TPU,
-    cuDNN's on NVIDIA in half precision. Its gradient runs it again rather than keep the scores.
+    cuDNN's on NVIDIA in half precision. Its gradient runs it again rather than keep the scores. A program for several TPUs that is
+    compiled by `jit` alone is to be traced under `jax.set_mesh`, or with the plain form ("xla").
     """
     long = min(query.shape[1], key.shape[1]) >= _LONG and query.shape[1] == key.shape[1] and not causal
     if policy.attention == "xla" or not long:
@@ -77,7 +80,13 @@ def _flash(query: Heads, key: Heads, value: Heads) -> Heads:
     # Heads as wide as whole registers; zeros add nothing to a score.
     fill = ((0, 0), (0, 0), (0, 0), (0, -width % _LANES))
     padded = [jnp.pad(x, fill).transpose(0, 2, 1, 3) for x in (query, key, value)]
-    attended = flash_attention(*padded, sm_scale=width**-0.5, block_sizes=blocks)
+    kernel = partial(flash_attention, sm_scale=width**-0.5, block_sizes=blocks)
+    # XLA cannot split a Pallas kernel by itself: over the mesh that the caller has set, every device takes its share of the batch.
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == jax.sharding.AxisType.Auto)
+    if axes and not query.shape[0] % math.prod(mesh.shape[name] for name in axes):
+        kernel = jax.shard_map(kernel, in_specs=jax.P(axes), out_specs=jax.P(axes), check_vma=False)
+    attended = kernel(*padded)
     return attended.transpose(0, 2, 1, 3)[..., :width]
 
 
