@@ -23,11 +23,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
 }
 
-# On CPUs, XLA's gradient of a convolution is about half as fast as matrix products on maps as small and deep as these.
+# On CPUs, XLA's gradient of a convolution is slow inside a loop (15 times and more), so that of maps as small and deep as these is
+# taken by matrix products; the convolution itself is the faster one, but for the very smallest maps.
 _SMALL_MAP = 16
+_TINY_MAP = 4
 _DEEP = 48
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 class Conv(nn.Module):
@@ -48,11 +48,7 @@ class Conv(nn.Module):
         if self.size == 1:
             return x @ kernel[0, 0] + bias
         small = self.size == 3 and max(x.shape[1:3]) <= _SMALL_MAP and x.shape[3] >= _DEEP
-        plain = partial(_convolve, stride=self.stride, padding=self.padding)
-        if not small:
-            return plain(x, kernel) + bias
-        multiplied = partial(_convolve_by_product, stride=self.stride, padding=self.padding)
-        return jax.lax.platform_dependent(x, kernel, cpu=multiplied, default=plain) + bias
+        return (_convolve_small if small else _convolve)(x, kernel, self.stride, self.padding) + bias
 
 
 def _convolve(x: Map, kernel: Float[Array, "h w channels features"], stride: int, padding: tuple[int, int]) -> Map:
@@ -69,6 +65,30 @@ def _convolve_by_product(x: Map, kernel: Float[Array, "h w channels features"], 
         for j in range(3)
     ]
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_small(x: Map, kernel: Float[Array, "h w channels features"], stride: int, padding: tuple[int, int]) -> Map:
+    plain = partial(_convolve, stride=stride, padding=padding)
+    if max(x.shape[1:3]) > _TINY_MAP:
+        return plain(x, kernel)
+    product = partial(_convolve_by_product, stride=stride, padding=padding)
+    return jax.lax.platform_dependent(x, kernel, cpu=product, default=plain)
+
+
+def _convolve_small_forward(x: Map, kernel: Array, stride: int, padding: tuple[int, int]) -> tuple[Map, tuple[Map, Array]]:
+    return _convolve_small(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_small_backward(stride: int, padding: tuple[int, int], kept: tuple[Map, Array], change: Map) -> tuple[Map, Array]:
+    def gradient(form: Callable[..., Map]) -> Callable[..., tuple[Map, Array]]:
+        form = partial(form, stride=stride, padding=padding)
+        return lambda x, kernel, change: jax.vjp(form, x, kernel)[1](change)
+
+    return jax.lax.platform_dependent(*kept, change, cpu=gradient(_convolve_by_product), default=gradient(_convolve))
+
+
+_convolve_small.defvjp(_convolve_small_forward, _convolve_small_backward)
 
 
 class GroupNorm(nn.Module):
