@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test test-full lint base judges pretrain evaluate clean
+# The newest Python there is, for the newest of everything.
+NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
+
+.PHONY: setup demo test test-full test-newest lint base judges pretrain evaluate clean
 
 setup: $(STAMP)
 
@@ -25,6 +28,13 @@ test: .venv/.tested ## the tests, ≤ 20 minutes on two cores
 test-full: .venv/.tested ## the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-newest: ## the tests without pins and without PyTorch, on the newest Python: what a user installs today
+	test -n "$(NEWEST)" || { echo "No Python 3.13 was found; name one: make test-newest NEWEST=python3.13"; exit 1; }
+	$(NEWEST) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[test-newest]"
+	.venv-newest/bin/python -m pip check
+	.venv-newest/bin/python -m pytest -n 2
+
 lint: .venv/.tested ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +53,4 @@ evaluate: setup ## measure five steps on 64 held-out creatures
 	$(BIN)/python -m infer.evaluate
 
 clean:
-	rm -rf .venv outputs build *.egg-info
+	rm -rf .venv .venv-newest outputs build *.egg-info

@@ -1,11 +1,6 @@
-"""Stable Diffusion in Flax: the one place that imports the Flax classes of diffusers and transformers."""
+"""Stable Diffusion on disk and in memory: what the method asks of a base model, and the folder it comes from."""
 
-from diffusers.utils import logging
-
-# One deprecation line for every layer is no news to a user; said before the classes below are imported.
-logging.set_verbosity_error()
-
-from e4t_jax.backbone.base import (  # noqa: E402
+from e4t_jax.backbone.base import (
     Base,
     Params,
     attention_kernels,
@@ -28,10 +23,10 @@ from e4t_jax.backbone.base import (  # noqa: E402
     unet_features,
     with_scaling_factor,
 )
-from e4t_jax.backbone.files import fill_part, load_base, load_part, save_base, save_part, torch_name, write_json  # noqa: E402
-from e4t_jax.backbone.geometries import TEXT_LENGTH, VOCABULARY, geometry  # noqa: E402
-from e4t_jax.backbone.hub import IMAGE_ENCODER_FILES, find_folder  # noqa: E402
-from e4t_jax.backbone.weights import Weights, load_pickled, read_json  # noqa: E402
+from e4t_jax.backbone.files import fill_part, load_base, load_part, save_base, save_part, torch_name, write_json
+from e4t_jax.backbone.geometries import TEXT_LENGTH, VOCABULARY, geometry
+from e4t_jax.backbone.hub import IMAGE_ENCODER_FILES, find_folder
+from e4t_jax.backbone.weights import Weights, load_pickled, read_json
 
 __all__ = [
     "IMAGE_ENCODER_FILES",

@@ -8,22 +8,18 @@ NHWC and scaled to about unit variance.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxAutoencoderKL
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from transformers import CLIPTextConfig, CLIPVisionConfig
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModule, FlaxCLIPVisionModule
 
-from e4t_jax.backbone.kernels import kernels
-from e4t_jax.backbone.unet import FeatureUNet
+from e4t_jax.bases.stable_diffusion import DEFAULT_POLICY, VAE, CLIPText, CLIPVision, Policy, UNet, module_of
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -36,26 +32,45 @@ _CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Base:
-    """The static side of a base model; `configs` are the folder's own JSON files, keyed by part."""
+    """The static side of a base model; `configs` are the folder's own JSON files, keyed by part.
+
+    Two bases of equal configurations, words and policy are equal, so that what was compiled for one serves the other.
+    """
 
     configs: Mapping[str, Mapping[str, Any]]
     tokenizer: CLIPTokenizer
+    policy: Policy = DEFAULT_POLICY
 
     @cached_property
-    def vae(self) -> FlaxAutoencoderKL:
-        return _module(FlaxAutoencoderKL, self.configs["vae"])
+    def _value(self) -> tuple[str, frozenset[tuple[str, int]], Policy]:
+        words = frozenset(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else frozenset()
+        return json.dumps(self.configs, sort_keys=True), words, self.policy
 
     @cached_property
-    def unet(self) -> FeatureUNet:
-        return _module(FeatureUNet, self.configs["unet"])
+    def _hash(self) -> int:
+        return hash(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Base) and self._hash == other._hash and self._value == other._value)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @cached_property
-    def text(self) -> FlaxCLIPTextModule:
-        return FlaxCLIPTextModule(CLIPTextConfig(**self.configs["text_encoder"]))
+    def vae(self) -> VAE:
+        return module_of("vae", self.configs["vae"], self.policy)
 
     @cached_property
-    def vision(self) -> FlaxCLIPVisionModule:
-        return FlaxCLIPVisionModule(CLIPVisionConfig(**self.configs["image_encoder"]))
+    def unet(self) -> UNet:
+        return module_of("unet", self.configs["unet"], self.policy)
+
+    @cached_property
+    def text(self) -> CLIPText:
+        return module_of("text_encoder", self.configs["text_encoder"], self.policy)
+
+    @cached_property
+    def vision(self) -> CLIPVision:
+        return module_of("image_encoder", self.configs["image_encoder"], self.policy)
 
     @property
     def scheduler(self) -> Mapping[str, Any]:
@@ -87,23 +102,17 @@ class Base:
 
     @property
     def text_width(self) -> int:
-        return self.text.config.hidden_size
+        return self.text.hidden_size
 
     @property
     def clip_width(self) -> int:
-        return self.vision.config.hidden_size
+        return self.vision.hidden_size
 
 
 def with_scaling_factor(base: Base, scaling_factor: float) -> Base:
     """The same base with another latent scale."""
     configs = {**base.configs, "vae": {**base.configs["vae"], "scaling_factor": scaling_factor}}
-    return Base(configs, base.tokenizer)
-
-
-def _module(kind: type[nn.Module], config: Mapping[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(kind)}
-    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
-    return kind(**{name: value for name, value in frozen.items() if name in known})
+    return dataclasses.replace(base, configs=configs)
 
 
 def random_params(base: Base, key: PRNGKeyArray) -> Params:
@@ -137,18 +146,18 @@ def has_projection(base: Base, part: str) -> bool:
 
 def param_shapes(base: Base) -> Params:
     """Shapes and dtypes of all weights, with nothing allocated."""
-    ids = jnp.zeros((1, base.text.config.max_position_embeddings), jnp.int32)
+    ids = jnp.zeros((1, base.text.max_position_embeddings), jnp.int32)
     size = base.image_size
-    pixels = base.vision.config.image_size
+    pixels = base.vision.image_size
 
     def init() -> Params:
         key = jax.random.key(0)
         latents, text = jnp.zeros((1, *base.latent_shape)), jnp.zeros((1, 1, base.unet.cross_attention_dim))
         params = {
-            "vae": base.vae.init(key, jnp.zeros((1, 3, size, size)))["params"],
-            "unet": base.unet.init(key, latents, jnp.zeros((1,), jnp.int32), text, method="denoise")["params"],
-            "text_encoder": base.text.init(key, ids, None, jnp.arange(ids.shape[1])[None])["params"],
-            "image_encoder": base.vision.init(key, jnp.zeros((1, pixels, pixels, 3)))["params"],
+            "vae": base.vae.init(key, jnp.zeros((1, size, size, 3)))["params"],
+            "unet": base.unet.init(key, latents, jnp.zeros((1,), jnp.int32), text)["params"],
+            "text_encoder": base.text.init(key, ids, method="read")["params"],
+            "image_encoder": base.vision.init(key, jnp.zeros((1, pixels, pixels, 3)), method="pool")["params"],
         }
         for part, name, width in (
             ("text_encoder", "text_projection", base.text_width),
@@ -185,9 +194,7 @@ def feature_width(base: Base) -> int:
 
 def latent_distribution(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> tuple[Array, Array]:
     """(mean, log variance) of the VAE's posterior, before scaling."""
-    with nn.intercept_methods(kernels):
-        posterior = base.vae.apply({"params": params["vae"]}, images.transpose(0, 3, 1, 2), method="encode").latent_dist
-    return posterior.mean, posterior.logvar
+    return base.vae.apply({"params": params["vae"]}, images, method="encode")
 
 
 def encode_images(
@@ -202,9 +209,7 @@ def encode_images(
 
 def decode_latents(base: Base, params: Params, latents: Float[Array, "b height width channels"]) -> Float[Array, "b h w 3"]:
     """Pictures of scaled latents."""
-    with nn.intercept_methods(kernels):
-        decoded = base.vae.apply({"params": params["vae"]}, latents / base.scaling_factor, method="decode").sample
-    return decoded.transpose(0, 2, 3, 1)
+    return base.vae.apply({"params": params["vae"]}, latents / base.scaling_factor, method="decode")
 
 
 # text -----------------------------------------------------------------------------------------------------------------
@@ -215,44 +220,35 @@ def look_up_words(params: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*s
     return params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
 
 
-def _read_text(base: Base, params: Params, ids: Array, words: Array | None) -> tuple[Array, Array]:
-    def use_words(next_call, args, kwargs, context):
-        if words is not None and context.module.name == "token_embedding" and context.method_name == "__call__":
-            return words
-        return next_call(*args, **kwargs)
-
-    variables = {"params": {"text_model": params["text_encoder"]["text_model"]}}
-    places = jnp.arange(ids.shape[1])[None]
-    with nn.intercept_methods(use_words):
-        states = base.text.apply(variables, ids, None, places)
-    return states.last_hidden_state, states.pooler_output
-
-
 def encode_text(
     base: Base, params: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
 ) -> Float[Array, "b n d"]:
     """τ: the states that the U-Net attends to; `words`, where given, take the place of the ids' own embeddings."""
-    return _read_text(base, params, ids, words)[0]
+    variables = {"params": {"text_model": params["text_encoder"]["text_model"]}}
+    return base.text.apply(variables, look_up_words(params, ids) if words is None else words)
 
 
 def embed_text(
     base: Base, params: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
 ) -> Float[Array, "b shared"]:
     """CLIP's projected text embedding; `words` as in `encode_text`."""
-    pooled = _read_text(base, params, ids, words)[1]
+    pooled = base.text.pool(encode_text(base, params, ids, words), ids)
     return pooled @ params["text_encoder"]["text_projection"]["kernel"]
 
 
 # CLIP image encoder --------------------------------------------------------------------------------------------------
 
 
-def _see(base: Base, params: Params, images: Array, **options: bool) -> Any:
-    size = base.vision.config.image_size
+def _see(base: Base, params: Params, images: Array, method: str) -> Any:
+    size = base.vision.image_size
     if images.shape[1:3] != (size, size):
         images = jax.image.resize(images, (images.shape[0], size, size, 3), "cubic", antialias=True)
     pixels = (jnp.clip(images, -1, 1) * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
-    variables = {"params": {"vision_model": params["image_encoder"]["vision_model"]}}
-    return base.vision.apply(variables, pixels, **options)
+    return base.vision.apply(_vision_weights(params), pixels, method=method)
+
+
+def _vision_weights(params: Params) -> Params:
+    return {"params": {"vision_model": params["image_encoder"]["vision_model"]}}
 
 
 def image_features(
@@ -263,11 +259,11 @@ def image_features(
     layers   class-token states of every second layer, after the post layer norm: the paper's
     tokens   states of the last layer: the class token, normed, and every second patch, not normed: the public PyTorch code's
     """
-    states = _see(base, params, images, output_hidden_states=True).hidden_states
-    norm = partial(
-        nn.LayerNorm(epsilon=base.vision.config.layer_norm_eps).apply,
-        {"params": params["image_encoder"]["vision_model"]["post_layernorm"]},
-    )
+    states = _see(base, params, images, "__call__")
+
+    def norm(states: Array) -> Array:
+        return base.vision.apply(_vision_weights(params), states, method="norm")
+
     if kind == "tokens":
         return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
     return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
@@ -275,15 +271,13 @@ def image_features(
 
 def feature_count(base: Base, kind: str = "layers") -> int:
     """How many states `image_features` returns."""
-    config = base.vision.config
-    patches = (config.image_size // config.patch_size) ** 2
-    return 1 + patches // 2 if kind == "tokens" else config.num_hidden_layers // 2
+    patches = (base.vision.image_size // base.vision.patch_size) ** 2
+    return 1 + patches // 2 if kind == "tokens" else base.vision.num_hidden_layers // 2
 
 
 def embed_image(base: Base, params: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
     """CLIP's projected image embedding."""
-    pooled = _see(base, params, images).pooler_output
-    return pooled @ params["image_encoder"]["visual_projection"]["kernel"]
+    return _see(base, params, images, "pool") @ params["image_encoder"]["visual_projection"]["kernel"]
 
 
 # U-Net ----------------------------------------------------------------------------------------------------------------
@@ -304,13 +298,11 @@ def denoise_with_features(
     base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "b features"]]:
     """The prediction and φ_unet of the same pass."""
-    with nn.intercept_methods(kernels):
-        return base.unet.apply({"params": unet}, z_t, t, text, method="denoise")
+    return base.unet.apply({"params": unet}, z_t, t, text)
 
 
 def unet_features(
     base: Base, unet: Params, z_t: Float[Array, "b h w c"], t: Int[Array, " b"], text: Float[Array, "b n d"]
 ) -> Float[Array, "b features"]:
     """φ_unet(z_t, t), at about half the cost of a prediction."""
-    with nn.intercept_methods(kernels):
-        return base.unet.apply({"params": unet}, z_t, t, text, method="features")
+    return base.unet.apply({"params": unet}, z_t, t, text, method="features")

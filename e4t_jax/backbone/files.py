@@ -23,6 +23,7 @@ from transformers import CLIPTokenizer
 
 from e4t_jax.backbone.base import Base, Params, has_projection, param_shapes
 from e4t_jax.backbone.weights import STEMS, Weights, open_weights, read_json
+from e4t_jax.bases.stable_diffusion import check_config
 from e4t_jax.errors import UserError
 from e4t_jax.writing import write_file
 
@@ -128,7 +129,7 @@ def load_base(folder: Path, dtype: Any = jnp.float32, image_encoder: Path | None
 def read_config(part: str, folder: Path) -> dict[str, Any]:
     """A part's config.json; of a whole CLIP model, the half that sees.
 
-    Errors: `UserError` for another architecture than Stable Diffusion 1 and 2 have.
+    Errors: `UserError` for another architecture than Stable Diffusion 1 and 2 have, naming the key that says so.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -136,11 +137,7 @@ def read_config(part: str, folder: Path) -> dict[str, Any]:
         whole = config
         config = {**whole["vision_config"], "projection_dim": whole.get("projection_dim", 512)}
         config["architectures"] = ["CLIPVisionModelWithProjection"]
-    kind = config.get("_class_name", _CLASSES[part][1])
-    # What Stable Diffusion XL and video models add, and none of the classes here has.
-    foreign = [name for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim") if config.get(name) is not None]
-    if (kind != _CLASSES[part][1] and part in ("vae", "unet")) or foreign:
-        raise UserError(f"{path} describes {', '.join([kind, *foreign])}; only Stable Diffusion 1.x and 2.x are supported.")
+    check_config(part, config, path)
     return config
 
 

@@ -31,9 +31,14 @@ def build_tokenizer(length: int = CAPTION_LENGTH, vocabulary_size: int | None = 
     tokens = list(dict.fromkeys(tokens))
     tokens += [f"<|unused{index}|>" for index in range(len(tokens), (vocabulary_size or 0) - 2)]
     words = {token: index for index, token in enumerate([*tokens, _START, _END])}
+    # By way of a folder: what the class is built from differs between transformers 4 and 5, what it reads does not.
     with tempfile.TemporaryDirectory() as folder:
-        vocabulary_file, merges_file = Path(folder, "vocab.json"), Path(folder, "merges.txt")
-        vocabulary_file.write_text(json.dumps(words), encoding="utf-8")
         lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-        merges_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer(str(vocabulary_file), str(merges_file), model_max_length=length)
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
+        for name, content in {
+            "vocab.json": json.dumps(words),
+            "merges.txt": "\n".join(lines) + "\n",
+            "tokenizer_config.json": json.dumps(settings),
+        }.items():
+            Path(folder, name).write_text(content, encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)

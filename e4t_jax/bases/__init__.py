@@ -1,0 +1,1 @@
+"""Base models: the networks that the method stands on."""

@@ -1,0 +1,35 @@
+"""How the networks compute, in one place: precision, rematerialisation, attention. None of it changes the weights' tree."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Weights stay in the dtype they are given in; norms, softmax and what the networks return are float32.
+
+    dtype      of convolutions, matrix products and what flows between them
+    remat      "blocks": every residual block and transformer keeps its inputs alone and is run again for its gradient
+    attention  "auto": the platform's own kernel where it has one; "xla": the plain form everywhere
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "blocks"] = "none"
+    attention: Literal["auto", "xla"] = "auto"
+
+    def cast(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        """`x` in the dtype of computation."""
+        return jnp.asarray(x, self.dtype)
+
+    def block(self, kind: Any) -> Any:
+        """The class of a block, rematerialised where the policy says so."""
+        return nn.remat(kind) if self.remat == "blocks" else kind
+
+
+DEFAULT = Policy()

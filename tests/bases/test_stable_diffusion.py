@@ -1,0 +1,458 @@
+"""Stable Diffusion's networks compute what PyTorch's do, in every variant; gradients too, and whatever the policy.
+
+Tiny geometries, random weights; "relative" is the largest difference over the largest entry.
+"""
+
+import dataclasses
+import functools
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from e4t_jax.backbone import Weights, fill_part, torch_name
+from e4t_jax.backbone.files import to_torch
+from e4t_jax.bases.stable_diffusion import Policy, check_config, layers, module_of
+from e4t_jax.bases.stable_diffusion.attention import attend
+from e4t_jax.errors import UserError
+
+UNET = {
+    "sample_size": 8,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [32, 64],
+    "layers_per_block": 1,
+    "cross_attention_dim": 12,
+    "attention_head_dim": 4,
+}
+UNETS = {
+    "sd1": {},
+    "sd2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
+    "groups of 8, gelu": {"norm_num_groups": 8, "act_fn": "gelu"},
+    "groups of 16": {"norm_num_groups": 16, "layers_per_block": 2, "norm_eps": 1e-3, "act_fn": "mish"},
+    "other times": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "mid_block_scale_factor": 2.0},
+    "deeper": {"transformer_layers_per_block": 2, "attention_head_dim": 2},
+}
+VAES = {
+    "sd": {},
+    "groups of 16, gelu": {"norm_num_groups": 16, "act_fn": "gelu", "layers_per_block": 2, "latent_channels": 8},
+}
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [16, 32],
+    "norm_num_groups": 8,
+}
+CLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+CLIPS = {"quick_gelu": {}, "gelu": {"hidden_act": "gelu", "layer_norm_eps": 1e-3, "num_attention_heads": 4}}
+TEXT = {**CLIP, "vocab_size": 50, "max_position_embeddings": 9, "bos_token_id": 48, "eos_token_id": 49, "projection_dim": 8}
+VISION = {**CLIP, "image_size": 12, "patch_size": 4, "projection_dim": 8}
+HOW = {"unet": (UNETS, UNET), "vae": (VAES, VAE), "text_encoder": (CLIPS, TEXT), "image_encoder": (CLIPS, VISION)}
+
+
+# Compiled in a hurry: each program here runs once.
+HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def run_once(function, *args):
+    return jax.jit(function).lower(*args).compile(compiler_options=HURRY)(*args)
+
+
+def draw(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def unet_inputs(config, batch=2):
+    size, channels = config["sample_size"], config.get("in_channels", 4)
+    t = jnp.linspace(3, 900, batch).astype(jnp.int32)
+    return draw(0, batch, size, size, channels), t, draw(1, batch, 5, config["cross_attention_dim"])
+
+
+IDS = np.array([[48, 3, 9, 49, 49, 49, 49, 49, 49], [48, 7, 7, 1, 2, 3, 4, 5, 49]])
+IMAGES = draw(2, 2, 16, 16, 3)
+PIXELS = draw(3, 2, 12, 12, 3)
+
+
+def shapes_of(part, config, policy=Policy()):  # noqa: B008, frozen
+    module, key = module_of(part, config, policy), jax.random.key(0)
+    inputs = {
+        "unet": lambda: module.init(key, *unet_inputs(config)),
+        "vae": lambda: module.init(key, IMAGES),
+        "text_encoder": lambda: module.init(key, jnp.asarray(IDS), method="read"),
+        "image_encoder": lambda: module.init(key, PIXELS, method="pool"),
+    }
+    return jax.eval_shape(inputs[part])["params"]
+
+
+def torch_model(part, config):
+    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
+    kinds = {
+        "unet": lambda: diffusers.UNet2DConditionModel(**config),
+        "vae": lambda: diffusers.AutoencoderKL(**config),
+        "text_encoder": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)),
+        "image_encoder": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config)),
+    }
+    return kinds[part]().eval()
+
+
+class Pair:
+    """A network of ours and PyTorch's, of one configuration and the same random weights."""
+
+    def __init__(self, part, variant):
+        torch = pytest.importorskip("torch")
+        variants, common = HOW[part]
+        self.config = {**common, **variants[variant]}
+        self.module, self.theirs = module_of(part, self.config), torch_model(part, self.config)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, weight in self.theirs.named_parameters():
+                # Larger biases and scales than at the start of a training, lest a swap of two of them go unnoticed.
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator)) if weight.ndim > 0 else name
+        named = {name: weight.detach().numpy() for name, weight in self.theirs.named_parameters()}
+        self.shapes = shapes_of(part, self.config)
+        self.names = {path: torch_name(part, path) for path in flatten_dict(self.shapes, sep="/")}
+        assert sorted(self.names.values()) == sorted(named)
+        read = {name: partial(np.asarray, value) for name, value in named.items()}
+        self.params = fill_part(Weights(Path("random"), read), part, self.shapes)
+
+    def check(self, run, their_run, gradients=True, tolerance=1e-4):
+        """Outputs of both, and the gradients of the mean of their squares by every weight."""
+
+        def loss(params):
+            outputs = run(params)
+            return sum(jnp.square(output).mean() for output in outputs), outputs
+
+        outputs = their_run(self.theirs)
+        if gradients:
+            (_, ours), changes = run_once(jax.value_and_grad(loss, has_aux=True), self.params)
+        else:
+            ours = run_once(run, self.params)
+        for mine, theirs in zip(ours, outputs, strict=True):
+            assert relative(mine, theirs.detach().numpy()) < tolerance
+        if not gradients:
+            return
+        sum(output.square().mean() for output in outputs).backward()
+        weights = dict(self.theirs.named_parameters())
+        flat = {path: to_torch(path, np.asarray(leaf)) for path, leaf in flatten_dict(changes, sep="/").items()}
+        expected = {path: weights[name].grad for path, name in self.names.items()}
+        largest = max(float(grad.abs().max()) for grad in expected.values() if grad is not None)
+        for path, grad in expected.items():
+            grad = np.zeros_like(flat[path]) if grad is None else grad.numpy()
+            # Over the entries of the weight, or of all weights where its own gradient is zero but for rounding.
+            assert np.abs(flat[path] - grad).max() < tolerance * max(np.abs(grad).max(), 1e-2 * largest), path
+
+
+def relative(ours, theirs):
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def nchw(x):
+    torch = pytest.importorskip("torch")
+    return torch.tensor(x).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("variant", UNETS)
+def test_unet_is_pytorchs(variant):
+    """Prediction, φ_unet (their hooks', pooled; alone too) and gradients, relative 1e-4."""
+    torch = pytest.importorskip("torch")
+    pair = Pair("unet", variant)
+    z, t, text = unet_inputs(pair.config)
+
+    def their_run(unet):
+        kept, middle = [], []
+        unet.conv_in.register_forward_hook(lambda m, i, output: kept.append(output))
+        for block in unet.down_blocks:
+            block.register_forward_hook(lambda m, i, output: kept.extend(output[1]))
+        unet.mid_block.register_forward_hook(lambda m, i, output: middle.append(output))
+        predicted = unet(nchw(z), torch.tensor(np.asarray(t)), torch.tensor(text)).sample.permute(0, 2, 3, 1)
+        return predicted, *[torch.cat([one.mean(dim=(2, 3)) for one in (*kept, *middle)], dim=1)] * 2
+
+    def run(params):
+        features = pair.module.apply({"params": params}, z, t, text, method="features")
+        return *pair.module.apply({"params": params}, z, t, text), features
+
+    # The gradients of the rest come of the same code.
+    pair.check(run, their_run, gradients=variant in ("sd1", "sd2"))
+
+
+@pytest.mark.parametrize("variant", VAES)
+def test_vae_is_pytorchs(variant):
+    """Mean and log variance, the picture of other latents, and gradients, relative 1e-4."""
+    pair = Pair("vae", variant)
+    latents = draw(5, 2, 8, 8, pair.module.latent_channels)
+
+    def run(params):
+        posterior = pair.module.apply({"params": params}, IMAGES, method="encode")
+        return *posterior, pair.module.apply({"params": params}, latents, method="decode")
+
+    def their_run(vae):
+        posterior = vae.encode(nchw(IMAGES)).latent_dist
+        outputs = posterior.mean, posterior.logvar, vae.decode(nchw(latents)).sample
+        return [output.permute(0, 2, 3, 1) for output in outputs]
+
+    pair.check(run, their_run)
+
+
+@pytest.mark.parametrize("variant", CLIPS)
+def test_text_tower_is_pytorchs(variant):
+    """States, the pooled state and gradients, relative 1e-4."""
+    torch = pytest.importorskip("torch")
+    pair = Pair("text_encoder", variant)
+
+    def run(params):
+        states = pair.module.apply({"params": params}, jnp.asarray(IDS), method="read")
+        return states, pair.module.pool(states, jnp.asarray(IDS))
+
+    def their_run(text):
+        outputs = text(torch.tensor(IDS))
+        return outputs.last_hidden_state, outputs.pooler_output
+
+    pair.check(run, their_run)
+
+
+def test_words_from_elsewhere_take_the_place_of_ids():
+    torch = pytest.importorskip("torch")
+    pair = Pair("text_encoder", "quick_gelu")
+    words = np.asarray(pair.module.apply({"params": pair.params}, IDS, method="look_up")).copy()
+    words[0, 1] = 0.3
+    with torch.no_grad():
+        pair.theirs.text_model.embeddings.token_embedding = torch.nn.Embedding.from_pretrained(torch.tensor(words[0]))
+        theirs = pair.theirs(torch.arange(9)[None]).last_hidden_state
+    assert relative(pair.module.apply({"params": pair.params}, words[:1]), theirs) < 1e-4
+
+
+@pytest.mark.parametrize("variant", CLIPS)
+def test_vision_tower_is_pytorchs(variant):
+    """All states, the pooled one and gradients, relative 1e-4."""
+    pair = Pair("image_encoder", variant)
+
+    def run(params):
+        states = pair.module.apply({"params": params}, PIXELS)
+        return *states, pair.module.apply({"params": params}, PIXELS, method="pool")
+
+    def their_run(vision):
+        outputs = vision(nchw(PIXELS), output_hidden_states=True)
+        return *outputs.hidden_states, outputs.pooler_output
+
+    pair.check(run, their_run)
+
+
+def random_params(shapes, seed=0):
+    leaves, tree = jax.tree.flatten(shapes)
+    values = [draw(seed + i, *leaf.shape) * max(1, np.prod(leaf.shape[:-1])) ** -0.5 for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(tree, values)
+
+
+@pytest.mark.parametrize("variant", ["sd1", "sd2", "deeper"])
+def test_unet_is_the_flax_class_of_diffusers(variant, monkeypatch):
+    """Same tree; relative 1e-4 once their two deviations from PyTorch are taken over: GELU by tanh, and ε before transformers."""
+    module = pytest.importorskip("diffusers.models.unets.unet_2d_condition_flax")
+    monkeypatch.setattr("flax.linen.gelu", lambda x, approximate=True: jax.nn.gelu(x, approximate=True))
+    monkeypatch.setattr("e4t_jax.bases.stable_diffusion.unet._TRANSFORMER_EPSILON", 1e-5)
+    config = {**UNET, **UNETS[variant]}
+    inputs = unet_inputs(config)
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    theirs = module.FlaxUNet2DConditionModel(**frozen)
+    shapes = shapes_of("unet", config)
+    z = inputs[0].transpose(0, 3, 1, 2)
+    tree = jax.eval_shape(lambda: theirs.init(jax.random.key(0), z, *inputs[1:]))["params"]
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
+    params = random_params(shapes)
+    ours = run_once(module_of("unet", config).apply, {"params": params}, *inputs)[0]
+    expected = run_once(lambda variables, *given: theirs.apply(variables, *given).sample, {"params": params}, z, *inputs[1:])
+    assert relative(ours, expected.transpose(0, 2, 3, 1)) < 1e-4
+
+
+def test_vae_is_the_flax_class_of_diffusers():
+    """Same tree, relative 1e-4."""
+    module = pytest.importorskip("diffusers.models.vae_flax")
+    config = VAE
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
+    theirs, images = module.FlaxAutoencoderKL(**frozen), IMAGES.transpose(0, 3, 1, 2)
+    shapes = shapes_of("vae", config)
+    tree = jax.eval_shape(lambda: theirs.init(jax.random.key(0), images))["params"]
+    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
+    params = random_params(shapes)
+    ours = run_once(module_of("vae", config).apply, {"params": params}, IMAGES)
+    expected = run_once(lambda variables: theirs.apply(variables, images).sample, {"params": params})
+    assert relative(ours, expected.transpose(0, 2, 3, 1)) < 1e-4
+
+
+def test_clip_is_the_flax_class_of_transformers():
+    """Both towers: same trees, relative 1e-4."""
+    module = pytest.importorskip("transformers.models.clip.modeling_flax_clip")
+    from transformers import CLIPTextConfig, CLIPVisionConfig
+
+    key, places = jax.random.key(0), jnp.arange(IDS.shape[1])[None]
+    text, vision = module.FlaxCLIPTextModule(CLIPTextConfig(**TEXT)), module.FlaxCLIPVisionModule(CLIPVisionConfig(**VISION))
+    for part, config, init in (
+        ("text_encoder", TEXT, lambda: text.init(key, IDS, None, places)),
+        ("image_encoder", VISION, lambda: vision.init(key, PIXELS)),
+    ):
+        shapes = shapes_of(part, config)
+        assert jax.tree.map(jnp.shape, jax.eval_shape(init)["params"]) == jax.tree.map(jnp.shape, shapes)
+        variables, ours = {"params": random_params(shapes)}, module_of(part, config)
+        if part == "text_encoder":
+            expected = text.apply(variables, IDS, None, places).last_hidden_state
+            assert relative(ours.apply(variables, IDS, method="read"), expected) < 1e-4
+        else:
+            assert relative(ours.apply(variables, PIXELS, method="pool"), vision.apply(variables, PIXELS).pooler_output) < 1e-4
+
+
+SHALLOW = {
+    **UNET,
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "block_out_channels": [16],
+    "norm_num_groups": 8,
+}
+
+
+@functools.cache
+def unet_gradient(policy):
+    module, inputs = module_of("unet", SHALLOW, policy), unet_inputs(SHALLOW)
+
+    def loss(params):
+        predicted, features = module.apply({"params": params}, *inputs)
+        assert predicted.dtype == features.dtype == jnp.float32
+        return jnp.square(predicted).mean() + jnp.square(features).mean()
+
+    params = random_params(shapes_of("unet", SHALLOW, policy))
+    value, gradient = run_once(jax.value_and_grad(loss), params)
+    return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
+
+
+def test_rematerialisation_changes_memory_alone():
+    """Same tree, gradient relative 1e-5."""
+    plain, remat = (shapes_of("unet", SHALLOW, Policy(remat=name)) for name in ("none", "blocks"))
+    assert jax.tree.map(jnp.shape, plain) == jax.tree.map(jnp.shape, remat)
+    (loss, gradient), (again, other) = (unet_gradient(Policy(remat=name)) for name in ("none", "blocks"))
+    assert np.isclose(loss, again, rtol=1e-6)
+    assert relative(other, gradient) < 1e-5
+    module, inputs = module_of("unet", SHALLOW, Policy(remat="blocks")), unet_inputs(SHALLOW)
+    traced = jax.make_jaxpr(lambda p: module.apply({"params": p}, *inputs))(random_params(plain))
+    assert "remat" in str(traced)
+
+
+def test_half_precision_comes_near():
+    """bfloat16 computation of float32 weights: loss within 2 %, cosine of the gradients 0.99."""
+    (loss, gradient), (again, other) = (unet_gradient(Policy(dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert abs(again / loss - 1) < 0.02
+    assert other.dtype == np.float32
+    assert gradient @ other / np.linalg.norm(gradient) / np.linalg.norm(other) > 0.99
+    variables = {"params": random_params(shapes_of("vae", VAE))}
+    half, full = (module_of("vae", VAE, Policy(dtype=dtype)).apply(variables, IMAGES) for dtype in ("bfloat16", "float32"))
+    assert half.dtype == jnp.float32
+    assert relative(half, full) < 0.05
+
+
+LARGE = {**UNET, "sample_size": 32, "block_out_channels": [32, 64], "attention_head_dim": 2}
+
+
+def lowered(platform, policy, gradient=False):
+    module, inputs = module_of("unet", LARGE, policy), unet_inputs(LARGE, batch=1)
+
+    def run(params):
+        return jnp.square(module.apply({"params": params}, *inputs)[0]).mean()
+
+    shapes = shapes_of("unet", LARGE)
+    return jax.jit(jax.grad(run) if gradient else run).trace(shapes).lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_kernels_are_chosen_at_lowering(monkeypatch):
+    """On this machine, whatever it has: a flash kernel for TPU, none for CPU, no branches left, and no device asked for."""
+
+    def asked():
+        raise AssertionError("asked for the default backend while tracing")
+
+    shapes_of("unet", LARGE)
+    monkeypatch.setattr(jax, "default_backend", asked)
+    for gradient in (False, True):
+        assert "tpu_custom_call" in lowered("tpu", Policy(), gradient)
+    assert "tpu_custom_call" not in lowered("tpu", Policy(attention="xla"))
+    assert "tpu_custom_call" not in lowered("cpu", Policy())
+    lowered("cuda", Policy(dtype="bfloat16"))
+
+
+def test_choice_of_kernels_maps_differentiates_and_costs_nothing():
+    """Long attention and small deep convolutions: their plain forms' values and gradients, mapped, to 1e-4; no branch left."""
+    heads = jnp.asarray(draw(0, 2, 3, 1, 1024, 2, 8))  # mapped, (query, key, value), batch, tokens, heads, width
+    maps, kernels = jnp.asarray(draw(1, 2, 1, 8, 8, 48)), jnp.asarray(draw(2, 2, 3, 3, 48, 8))
+    chosen = layers.Conv(8, policy=Policy())
+
+    def attention(name):
+        return lambda qkv: jnp.square(attend(*qkv, Policy(attention=name))).sum()
+
+    def convolution(x, kernel):
+        return jnp.square(chosen.apply({"params": {"kernel": kernel, "bias": jnp.zeros(8)}}, x)).sum()
+
+    def plain(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jnp.square(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)).sum()
+
+    for ours, theirs, inputs in (
+        (attention("auto"), attention("xla"), (heads,)),
+        (convolution, plain, (maps, kernels)),
+    ):
+        arguments = tuple(range(len(inputs)))
+        compiled = jax.jit(jax.vmap(jax.value_and_grad(ours, arguments))).lower(*inputs).compile()
+        assert " conditional(" not in compiled.as_text()
+        expected = jax.vmap(jax.value_and_grad(theirs, arguments))(*inputs)
+        for one, other in zip(jax.tree.leaves(compiled(*inputs)), jax.tree.leaves(expected), strict=True):
+            assert relative(one, other) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("unet", "time_cond_proj_dim", 256),
+        ("unet", "class_embed_type", "timestep"),
+        ("unet", "addition_embed_type", "text_time"),
+        ("unet", "only_cross_attention", True),
+        ("unet", "dual_cross_attention", True),
+        ("unet", "resnet_time_scale_shift", "scale_shift"),
+        ("unet", "in_channels", 9),
+        ("unet", "act_fn", "snake"),
+        ("unet", "layers_per_block", [1, 2]),
+        ("unet", "down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
+        ("unet", "mid_block_type", "UNetMidBlock2D"),
+        ("unet", "_class_name", "UNet3DConditionModel"),
+        ("unet", "a_key_of_tomorrow", 3),
+        ("vae", "use_quant_conv", False),
+        ("vae", "shift_factor", 0.1),
+        ("vae", "down_block_types", ["AttnDownEncoderBlock2D"] * 2),
+        ("text_encoder", "hidden_act", "swiglu"),
+        ("text_encoder", "model_type", "t5"),
+        ("image_encoder", "num_channels", 4),
+    ],
+)
+def test_a_key_that_would_change_the_numbers_is_refused_by_name(part, key, value):
+    with pytest.raises(UserError, match=rf"^folder/config.json.*{key}[^\n]*$"):
+        check_config(part, {**HOW[part][1], key: value}, "folder/config.json")
+
+
+def test_keys_that_change_nothing_are_passed_over():
+    """Every key that PyTorch's classes write into their own configurations, at its default."""
+    for part, (_, config) in HOW.items():
+        written = dict(torch_model(part, config).config) if part in ("unet", "vae") else torch_model(part, config).config.to_dict()
+        assert module_of(part, written).policy == Policy()
+    check_config("unet", {**UNET, "upcast_attention": True, "dropout": 0.1})
+
+
+def test_fields_are_pytorchs_defaults():
+    """What a configuration leaves out is what PyTorch's class takes."""
+    import inspect
+
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("torch")
+    for part, kind in (("unet", diffusers.UNet2DConditionModel), ("vae", diffusers.AutoencoderKL)):
+        defaults = {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items()}
+        for field in dataclasses.fields(type(module_of(part, {}))):
+            if field.name in defaults and field.name != "sample_size":
+                assert field.default == defaults[field.name], field.name
