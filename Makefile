@@ -47,7 +47,8 @@ judges: setup ## train the embedded world's judges
 	$(BIN)/python -m train.judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
-	$(BIN)/python -m train.pretrain --out e4t_jax/world/assets/creatures
+	$(BIN)/python -m train.pretrain --out e4t_jax/world/assets/creatures \
+		--steps 3000 --regularisation 1e-4 --clip-features tokens
 
 evaluate: setup ## measure five steps on 64 held-out creatures
 	$(BIN)/python -m infer.evaluate

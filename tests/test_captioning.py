@@ -64,7 +64,7 @@ def test_place_and_medium_are_read_off_pictures_in_any_style():
     ids, placeholder = (jnp.asarray(part).reshape(len(STYLES), len(CONTEXTS), -1) for part in creatures.tokenize(captions))
     pictures = as_floats(trial.pictures)
     latents = backbone.encode_images(creatures.base, creatures.params, pictures)
-    clip = backbone.image_features(creatures.base, creatures.params, pictures)
+    clip = backbone.image_features(creatures.base, creatures.params, pictures, creatures.clip_features)
 
     @jax.jit
     def read(latents, clip):

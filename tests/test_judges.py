@@ -107,10 +107,13 @@ def test_labels_are_those_of_the_records():
 
 
 def test_trim_has_no_label_where_no_picture_can_show_it():
-    """Two trims of a creature without a label give the same picture but for the tip of a tail and the like: under 5 % of pixels."""
+    """But for the tip of a tail and a bow or a hat's band, two trims of a creature without a label give the same picture.
+
+    Plain, without ears that show it, without a scarf: 1/5 · 1/3 · 4/5 of all, here within three standard deviations.
+    """
     identities = sample_identities(1, 256)
     hidden = attribute_labels(identities)["trim"] < 0
-    assert 0.05 < hidden.mean() < 0.2
+    assert 0.01 < hidden.mean() < 0.1
     plain = {**take(identities, hidden), "tail": np.zeros(hidden.sum()), "hat": np.zeros(hidden.sum())}
     scenes = sample_scenes(1, int(hidden.sum()))
     other = {**plain, "trim_hue": (plain["trim_hue"] + 0.4) % 1.0}
