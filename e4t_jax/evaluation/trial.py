@@ -29,7 +29,6 @@ from e4t_jax.world.renderer import render
 from e4t_jax.writing import write_file
 
 GALLERY = 64  # identities among which a generated picture must find its own
-GIVEN = ("picture", "mask", "caption", "both")
 
 
 class Trial(NamedTuple):

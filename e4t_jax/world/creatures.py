@@ -10,16 +10,14 @@ Counts belong to the random streams: another count draws other pictures, so both
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
-from PIL import Image
 
+from e4t_jax.data.images import encode_png
 from e4t_jax.errors import UserError
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.world.attributes import CONTEXTS, STYLES, sample_identities, sample_scenes, take
@@ -88,20 +86,14 @@ class Creatures(tfds.core.GeneratorBasedBuilder):
                     row,
                     {
                         # Arrays would be encoded by TensorFlow; bytes are stored as they come.
-                        "image": _png(image),
-                        "mask": _png(mask),
+                        "image": encode_png(image),
+                        "mask": encode_png(mask),
                         "caption": sentence(style, PLACEHOLDER, context, [], named=True),
                         "identity": row,
                         "context": context,
                         "style": style,
                     },
                 )
-
-
-def _png(pixels: UInt8[np.ndarray, "height width *channels"]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def prepare(data_dir: str | Path, config: CreaturesConfig | None = None) -> Creatures:
