@@ -10,18 +10,45 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from e4t_jax.bases import load_base
     from e4t_jax.concept import Concept, load_concept, save_concept
-    from e4t_jax.domain import Domain, load_domain, save_domain
+    from e4t_jax.domain import Domain, to_pil
+    from e4t_jax.domain_files import load_domain, save_domain
     from e4t_jax.errors import UserError
+    from e4t_jax.pretraining import DomainSettings, pretrain
+    from e4t_jax.sample import SampleSettings
+    from e4t_jax.training.pretrain import PretrainSettings
+    from e4t_jax.training.tune import TuneSettings
 
     __version__: str
 
-__all__ = ["Concept", "Domain", "UserError", "load_concept", "load_domain", "save_concept", "save_domain"]
 _HOMES = {
+    "e4t_jax.bases": ("load_base",),
     "e4t_jax.concept": ("Concept", "load_concept", "save_concept"),
-    "e4t_jax.domain": ("Domain", "load_domain", "save_domain"),
+    "e4t_jax.domain": ("Domain", "to_pil"),
+    "e4t_jax.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
+    "e4t_jax.pretraining": ("DomainSettings", "pretrain"),
+    "e4t_jax.sample": ("SampleSettings",),
+    "e4t_jax.training.pretrain": ("PretrainSettings",),
+    "e4t_jax.training.tune": ("TuneSettings",),
 }
+__all__ = [
+    "Concept",
+    "Domain",
+    "DomainSettings",
+    "PretrainSettings",
+    "SampleSettings",
+    "TuneSettings",
+    "UserError",
+    "load_base",
+    "load_concept",
+    "load_domain",
+    "pretrain",
+    "save_concept",
+    "save_domain",
+    "to_pil",
+]
 
 
 def __getattr__(name: str) -> Any:

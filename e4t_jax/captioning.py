@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from e4t_jax import backbone
 from e4t_jax.diffusion import add_noise, training_target
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
 
@@ -47,14 +46,14 @@ def caption_errors(
     z_t = add_noise(method.schedule, z0, noise, t)
     target = training_target(method.schedule, z0, noise, t)
     unet = effective_unet(Trainable(), frozen)
-    features = backbone.unet_features(method.base, unet, z_t, t, empty_states(method, frozen, draws))
+    features = method.base.features(unet, z_t, t, empty_states(method, frozen, draws))
     folded = method.encoder.apply({"params": frozen.encoder}, clip[None], method="fold")
     word, _ = concept_word(method, Trainable(), frozen, jnp.broadcast_to(folded, (draws, folded.shape[-1])), features)
 
     def error(caption):
         own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in caption)
         text = prompt_states(method, frozen, own_ids, own_placeholder, word)
-        return jnp.mean((backbone.denoise(method.base, unet, z_t, t, text) - target) ** 2, axis=(1, 2, 3))
+        return jnp.mean((method.base.denoise(unet, z_t, t, text)[0] - target) ** 2, axis=(1, 2, 3))
 
     # One after the other: memory stays that of a single caption, however long the list.
     return jax.lax.map(error, (ids, placeholder))

@@ -1,12 +1,12 @@
 """A personalised concept: what tuning learned about one picture, a small file of its own.
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`): in scope "compact" a
-residual and rank-1 factors, some kilobytes; float16 as a rule. Its header names scope and domain.
+residual and rank-1 factors, some kilobytes; float16 as a rule. Its header names scope and domain, and carries a checksum.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from e4t_jax.errors import UserError
 from e4t_jax.objective import Trainable
-from e4t_jax.writing import write_file
+from e4t_jax.scopes import SCOPES
+from e4t_jax.storage import pack, unpack, write_file
 
-FORMAT = 1
+_KIND = "e4t concept"
 
 
 class Concept(NamedTuple):
@@ -32,70 +31,55 @@ class Concept(NamedTuple):
     scope: str
     domain: str  # fingerprint of the domain it was tuned in
     trainable: Trainable
-    folded: Float[Array, " clip_width"]
+    folded: Float[Array | np.ndarray, " clip_width"]
+
+    def __repr__(self) -> str:
+        numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))
+        return f"Concept({self.name!r}, scope={self.scope!r}, {numbers} numbers, domain {self.domain})"
 
 
-def save_concept(path: Path, concept: Concept, dtype: Any = np.float16) -> int:
-    """Writes a concept as `dtype`; returns the size of the file in bytes."""
+def save_concept(path: str | Path, concept: Concept, dtype: Any = np.float16) -> int:
+    """Writes a concept as `dtype`; returns the size of the file in bytes.
+
+    Errors: `UserError` when it cannot be written, or holds what `dtype` cannot.
+    """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     # A factor's key is a path itself, so parts are joined by a sign that no path holds.
     flat = flatten_dict({**tree, "folded": concept.folded}, sep="|")
-    header = {"format": str(FORMAT), "kind": "e4t concept", "scope": concept.scope, "domain": concept.domain}
-    content = save({name: np.asarray(leaf, dtype) for name, leaf in flat.items()}, pack_header(header))
-    write_file(path, content)
+    with np.errstate(over="ignore"):
+        tensors = {name: np.asarray(leaf).astype(dtype) for name, leaf in flat.items()}
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(f"{concept.name} holds numbers beyond {np.dtype(dtype)}; lower the learning rate it was tuned with.")
+    content = pack(tensors, {"kind": _KIND, "scope": concept.scope, "domain": concept.domain})
+    write_file(Path(path), content)
     return len(content)
 
 
-def load_concept(path: Path, domain: str | None = None) -> Concept:
+def load_concept(path: str | Path, domain: str | None = None) -> Concept:
     """Reads a concept; `domain`, where given, is the fingerprint that it must have been tuned in.
 
-    Errors: `UserError` for a file that is missing, damaged, of a newer format, no concept, or of another domain.
+    Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
     """
-    flat, header = read_tensors(path, "e4t concept", "a concept")
-    if domain is not None and header["domain"] != domain:
-        raise UserError(f"{path} was tuned in another domain or on another base; give the --domain it was tuned with.")
-    tree = unflatten_dict(flat, sep="|")
+    flat, header = unpack(Path(path), _KIND, "a concept")
+    parts = {name.partition("|")[0] for name in flat}
+    if header.get("scope") not in SCOPES or "folded" not in flat or not parts <= {*Trainable._fields, "folded"}:
+        raise UserError(f"{path} is no concept of this version; tune it again.")
+    if domain is not None and header.get("domain") != domain:
+        raise UserError(f"{path} was tuned in another domain or on another base; give the domain it was tuned with.")
+    tree = unflatten_dict({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, sep="|")
     folded = tree.pop("folded")
-    return Concept(Path(path).stem, header["scope"], header["domain"], Trainable(**tree), folded)
+    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded)
 
 
-def read_tensors(path: Path, kind: str, what: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """Tensors (as float32) and header of one of our safetensors files.
-
-    Errors: `UserError` for a file that is missing, damaged, of a newer format, or of another kind.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
-            flat = {name: jnp.asarray(file.get_tensor(name), jnp.float32) for name in file.keys()}  # noqa: SIM118, no dict
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; check the path.") from None
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}); make or copy it again.") from None
-    if header.get("kind") != kind:
-        raise UserError(f"{path} is not {what}; give a file that this package wrote as one.")
-    if int(header["format"]) > FORMAT:
-        raise UserError(f"{path} has format {header['format']}, this version reads up to {FORMAT}; update e4t-jax.")
-    return flat, header
-
-
-def pack_header(header: dict[str, str]) -> dict[str, str]:
-    """A header as ONE entry: safetensors writes several in an order that changes from run to run."""
-    return {"header": json.dumps(header, sort_keys=True)}
-
-
-def header_json(header: dict[str, Any]) -> str:
-    """JSON with sorted keys, so that equal content gives equal files."""
-    return json.dumps(header, indent=2, sort_keys=True) + "\n"
-
-
-def stack(concepts: list[Concept]) -> tuple[Trainable, Array]:
+def stack(concepts: Sequence[Concept]) -> tuple[Trainable, Array]:
     """Trainable parts and folds with a leading axis of concepts.
 
     Errors: `UserError` when the concepts are of different scopes.
     """
     if len({concept.scope for concept in concepts}) > 1:
         scopes = ", ".join(f"{concept.name} ({concept.scope})" for concept in concepts)
-        raise UserError(f"--concepts of different scopes cannot be drawn in one call: {scopes}; call once a scope.")
+        raise UserError(f"concepts of different scopes cannot be drawn in one call: {scopes}; call once a scope.", "concepts")
+    if len({jax.tree.structure(concept.trainable) for concept in concepts}) > 1:
+        raise UserError("some were tuned and some were not (0 steps); call once for each kind.", "concepts")
     trainables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[concept.trainable for concept in concepts])
     return trainables, jnp.stack([jnp.asarray(concept.folded) for concept in concepts])

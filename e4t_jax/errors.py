@@ -1,5 +1,15 @@
 """What a user can mend: one line, no traceback."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
-    """A mistake the user can mend; the message names the file or flag and the mend, in one line."""
+    """A mistake the user can mend; one line that names the file or the argument and the mend.
+
+    `argument` is the Python name of what was given wrongly ("word_rate"); the command line says its flag ("--word-rate").
+    """
+
+    def __init__(self, message: str, argument: str | None = None):
+        super().__init__(f"{argument}: {message}" if argument else message)
+        self.message = message
+        self.argument = argument

@@ -19,12 +19,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from e4t_jax import backbone
-from e4t_jax.backbone import Base, Params
-from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
+from e4t_jax.bases.protocol import Base, Conditioning, Params
+from e4t_jax.diffusion import NoiseSchedule, add_noise, noise_schedule, training_target
 from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.offsets import Factors, merge
-from e4t_jax.prompts import inject
+from e4t_jax.prompts import domain_token_id, inject
 
 
 @struct.dataclass
@@ -37,6 +36,22 @@ class Method:
     empty_ids: Int[Array, "1 length"]  # the empty prompt
     domain_id: Int[Array, ""]  # the domain token
     scale: float = struct.field(pytree_node=False, default=0.1)  # s
+
+
+def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features: str = "layers") -> Method:
+    """The static side of a domain on this base; `clip_features` is what the encoder sees (`Base.see`).
+
+    Errors: `UserError` when the domain token is not one token.
+    """
+    empty = base.tokenizer("", padding="max_length", max_length=base.tokenizer.model_max_length).input_ids
+    return Method(
+        base=base,
+        encoder=ConceptEncoder(base.feature_count(clip_features), base.clip_width, base.text_width),
+        schedule=noise_schedule(base.scheduler),
+        empty_ids=jnp.asarray([empty]),
+        domain_id=jnp.asarray(domain_token_id(base.tokenizer, domain_token)),
+        scale=scale,
+    )
 
 
 class Trainable(NamedTuple):
@@ -90,24 +105,22 @@ def concept_word(
     if trainable.residual is not None:
         predicted = predicted + trainable.residual
     offset = method.scale * predicted
-    params = {"text_encoder": frozen.text_encoder}
-    domain_word = backbone.look_up_words(params, method.domain_id[None, None])[0, 0]
+    domain_word = method.base.look_up(frozen.text_encoder, method.domain_id[None, None])[0, 0]
     return domain_word + offset, offset
 
 
 def prompt_states(
     method: Method, frozen: Frozen, ids: Int[Array, "b n"], placeholder: Bool[Array, "b n"], word: Float[Array, "b d"]
-) -> Float[Array, "b n d"]:
+) -> Conditioning:
     """τ(prompt(e*)): the text encoder's states with e* in the placeholder's place."""
-    params = {"text_encoder": frozen.text_encoder}
-    words = inject(backbone.look_up_words(params, ids), placeholder, word)
-    return backbone.encode_text(method.base, params, ids, words)
+    words = inject(method.base.look_up(frozen.text_encoder, ids), placeholder, word)
+    return method.base.read(frozen.text_encoder, ids, words)
 
 
-def empty_states(method: Method, frozen: Frozen, batch: int) -> Float[Array, "b n d"]:
+def empty_states(method: Method, frozen: Frozen, batch: int) -> Conditioning:
     """τ(""), the same for every row of a batch."""
-    states = backbone.encode_text(method.base, {"text_encoder": frozen.text_encoder}, method.empty_ids, None)
-    return jnp.broadcast_to(states, (batch, *states.shape[1:]))
+    states = method.base.read(frozen.text_encoder, method.empty_ids)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (batch, *leaf.shape[1:])), states)
 
 
 def e4t_loss(
@@ -146,12 +159,12 @@ def e4t_loss_at(
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     empty = empty_states(method, frozen, len(batch.latents))
-    features = backbone.unet_features(method.base, unet, z_t, t, empty)
+    features = method.base.features(unet, z_t, t, empty)
     encoder = frozen.encoder if trainable.encoder is None else trainable.encoder
     folded = method.encoder.apply({"params": encoder}, batch.clip, method="fold")
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
-    output = backbone.denoise(method.base, unet, z_t, t, text)
+    output = method.base.denoise(unet, z_t, t, text)[0]
     error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
     mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
     denoising = jnp.sum(error * mask[..., None]) / (jnp.sum(mask) * error.shape[-1] + 1e-6)

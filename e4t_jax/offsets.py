@@ -48,12 +48,12 @@ class OffsetNetwork(NamedTuple):
     row_bias: Float[Array, "out"]  # d
 
 
-def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, tuple[int, int]], rank: int = 3) -> Factors:
-    """Factors for kernels given as {path: (in, out)}: rows ~ N(0, 1), columns = 0.
+def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, Any], rank: int = 3) -> Factors:
+    """Factors for kernels [in, out] given by path, as arrays or their shapes: rows ~ N(0, 1), columns = 0.
 
     Δ = 0 at the start, as in the paper, and yet the columns feel a gradient at once: ∂Δ/∂columns = rows ≠ 0.
     """
-    shapes = {_name(path): shape for path, shape in kernels.items()}
+    shapes = {_name(path): getattr(kernel, "shape", kernel) for path, kernel in kernels.items()}
     return {
         name: {
             "rows": jax.random.normal(one_key, (shapes[name][0], rank)),

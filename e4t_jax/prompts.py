@@ -143,6 +143,15 @@ SCENES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+PLAIN_ENGLISH = (
+    "the an my one nice good cute small little large beautiful close up closeup picture image rendering depiction drawing "
+    "painting portrait view of on in at with and by from for to is it this that new old day night morning evening "
+    "standing sitting smiling playing running sleeping flying living person face man woman dog animal thing object "
+    "style art very happy sad big tiny wearing under over near beside between behind front two three sky sun moon star"
+)
+_DOMAIN_WORDS = "creature cat flower building car painting child baby bird horse house tree fish toy"
+
+
 class TokenizedPrompts(NamedTuple):
     """Token ids, padded, and where among them the concept's word goes."""
 
@@ -156,7 +165,7 @@ def templates(kind: str, placeholder: str = PLACEHOLDER) -> tuple[str, ...]:
     Errors: `UserError` for a kind that has no list.
     """
     if kind not in TEMPLATES:
-        raise UserError(f"No prompt templates for {kind!r}; choose one of {', '.join(TEMPLATES)}.")
+        raise UserError(f"{kind!r} is unknown; choose one of {', '.join(TEMPLATES)}.", "template")
     return tuple(template.replace(PLACEHOLDER, placeholder) for template in TEMPLATES[kind])
 
 
@@ -170,6 +179,14 @@ def scene_captions(kind: str) -> list[list[str]]:
     return [[f"{medium} of {PLACEHOLDER} {place}".strip() for place in places] for medium in media]
 
 
+def known_words() -> list[str]:
+    """Every word of this package's prompts, and some common ones: what a tokenizer that is made up should keep whole."""
+    media_and_places = [phrase for media, places in SCENES.values() for phrase in (*media, *places)]
+    phrases = [*(one for kind in TEMPLATES.values() for one in kind), *media_and_places, PLAIN_ENGLISH, _DOMAIN_WORDS]
+    words = {word for phrase in phrases for word in re.findall(r"[a-z0-9]+", phrase.replace(PLACEHOLDER, ""))}
+    return sorted(words)
+
+
 def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:
     """The id of the domain token, whose word embedding e_d is where every concept starts.
 
@@ -177,9 +194,9 @@ def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:
     """
     ids = _ids(tokenizer, token)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids)) or "nothing"
+        pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids[:8])) or "nothing"
         raise UserError(
-            f"The domain token {token!r} is not one token of this tokenizer (it reads {pieces}); choose a more common word."
+            f"{_short(token)} is not one token of this tokenizer (it reads {pieces}); choose a more common word.", "domain_token"
         )
     return ids[0]
 
@@ -221,7 +238,7 @@ def tokenize(
     for row, prompt in enumerate(prompts):
         pieces = _split(prompt, placeholder)
         if require_placeholder and len(pieces) == 1:
-            raise UserError(f"The prompt {prompt!r} lacks the placeholder; write {placeholder!r} in it.")
+            raise UserError(f"The prompt {_short(prompt)} lacks the placeholder; write {placeholder!r} in it.")
         tokens, places = [tokenizer.bos_token_id], []
         for piece in pieces:
             tokens += _ids(tokenizer, piece)
@@ -230,7 +247,7 @@ def tokenize(
         # One placeholder fewer than pieces: the last one written is where the prompt ends.
         tokens[places.pop()] = tokenizer.eos_token_id
         if len(tokens) > length:
-            raise UserError(f"The prompt {prompt!r} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it.")
+            raise UserError(f"The prompt {_short(prompt)} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it.")
         ids[row, : len(tokens)] = tokens
         marks[row, places] = True
     return TokenizedPrompts(ids, marks)
@@ -243,6 +260,10 @@ def inject(
 ) -> Float[Array, "batch length width"]:
     """Puts e* in the placeholder's place, before position embeddings: words_j ← e* where placeholder_j."""
     return jnp.where(placeholder[..., None], concept_word[:, None, :].astype(words.dtype), words)
+
+
+def _short(text: str, most: int = 60) -> str:
+    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def _split(prompt: str, placeholder: str) -> list[str]:

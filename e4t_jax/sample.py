@@ -12,13 +12,34 @@ The empty prompt's pass serves guidance and features at once, so a step costs tw
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from e4t_jax import backbone
+from e4t_jax.bases.protocol import Params
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
+from e4t_jax.ranges import check_ranges
 from e4t_jax.samplers import Sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleSettings:
+    """How pictures are drawn."""
+
+    seed: int = 0
+    """Seed of the noise."""
+    steps: int = 25
+    """Sampling steps."""
+    guidance: float | None = None
+    """Classifier-free guidance, 1 is none; the domain's own where not given."""
+    sampling: str | None = None
+    """Sampler: ddim, dpm++2m, pndm, euler or euler-ancestral; the base's own where not given."""
+
+    def check(self) -> None:
+        """Errors: `UserError` for numbers out of range."""
+        check_ranges(self, "sampling")
 
 
 def sample_latents(
@@ -44,10 +65,10 @@ def sample_latents(
 
     def call(state, i):
         z, t = state.latents, jnp.broadcast_to(sampler.timesteps[i], (count,))
-        unconditional, features = backbone.denoise_with_features(method.base, unet, z, t, empty)
+        unconditional, features = method.base.denoise(unet, z, t, empty)
         word, _ = concept_word(method, trainable, frozen, folds, features)
         text = prompt_states(method, frozen, ids, placeholder, word)
-        conditional = backbone.denoise(method.base, unet, z, t, text)
+        conditional = method.base.denoise(unet, z, t, text)[0]
         return sampler.step(state, unconditional + guidance * (conditional - unconditional), i), word
 
     state, words = jax.lax.scan(call, sampler.init(noise, key), jnp.arange(len(sampler.timesteps)))
@@ -60,7 +81,7 @@ def sample_images(
     sampler: Sampler,
     trainables: Trainable,
     frozen: Frozen,
-    vae: backbone.Params,
+    vae: Params,
     folded: Float[Array, "concepts clip_width"],
     ids: Int[Array, "prompts length"],
     placeholder: Bool[Array, "prompts length"],
@@ -74,5 +95,5 @@ def sample_images(
         return sample_latents(method, sampler, trainable, frozen, fold, ids, placeholder, own_noise, guidance, key)[0]
 
     latents = jax.vmap(one)(trainables, folded, noise)
-    images = backbone.decode_latents(method.base, {"vae": vae}, latents.reshape(-1, *latents.shape[2:]))
+    images = method.base.decode(vae, latents.reshape(-1, *latents.shape[2:]))
     return jnp.clip(images, -1, 1).reshape(*latents.shape[:2], *images.shape[1:])

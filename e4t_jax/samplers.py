@@ -19,7 +19,8 @@ Latents are always variance preserving (α² + σ² = 1), so what a state holds 
 Timesteps and numbers are those of diffusers' schedulers with the same configuration.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,15 +31,6 @@ from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from e4t_jax.diffusion import NoiseSchedule, clean_and_noise, noise_schedule
 from e4t_jax.errors import UserError
-
-METHODS = ("ddim", "dpm++2m", "pndm", "euler", "euler-ancestral")
-_OF_CLASS = {
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpm++2m",
-    "PNDMScheduler": "pndm",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-ancestral",
-}
 
 
 class SamplerState(NamedTuple):
@@ -156,33 +148,27 @@ class Pndm(Sampler):
 
 def own_method(scheduler_config: Mapping[str, Any]) -> str:
     """The sampler that a `scheduler_config.json` names; "ddim" where it names none of `METHODS`."""
-    return _OF_CLASS.get(scheduler_config.get("_class_name", ""), "ddim")
+    name = scheduler_config.get("_class_name", "")
+    return next((method for method, row in METHODS.items() if row.scheduler == name), "ddim")
 
 
 def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", steps: int = 50) -> Sampler:
-    """The sampler `method` (one of `METHODS`) with `steps` steps, for a schedule or a `scheduler_config`.
+    """The sampler `method` (a key of `METHODS`) with `steps` steps, for a schedule or a `scheduler_config`.
 
     Where the configuration names no `timestep_spacing`, it is that of diffusers: "leading" for ddim and pndm,
     "linspace" for the others.
 
     Errors: `UserError` for an unknown method and for a number of steps that the schedule does not hold.
     """
+    if method not in METHODS:
+        raise UserError(f"{method!r} is unknown; choose one of {', '.join(METHODS)}.", "sampling")
     if isinstance(schedule, Mapping):
         schedule = noise_schedule(schedule)
-    # DPM-Solver++ lays out one timestep more than it visits.
-    limit = schedule.num_train_timesteps - (method == "dpm++2m")
+    row = METHODS[method]
+    limit = schedule.num_train_timesteps - row.beyond
     if not 1 <= steps <= limit:
-        raise UserError(f"{steps} sampling steps: {method} on this model takes 1 to {limit}.")
-    match method:
-        case "ddim":
-            return _ddim(schedule, steps)
-        case "dpm++2m":
-            return _dpm_solver_2m(schedule, steps)
-        case "pndm":
-            return _pndm(schedule, steps)
-        case "euler" | "euler-ancestral":
-            return _euler(schedule, steps, ancestral=method == "euler-ancestral")
-    raise UserError(f"Unknown sampler {method!r}; choose one of {', '.join(METHODS)}.")
+        raise UserError(f"{steps} is out of range: {method} on this model takes 1 to {limit}.", "steps")
+    return row.build(schedule, steps)
 
 
 def _ddim(schedule: NoiseSchedule, steps: int) -> Ddim:
@@ -285,3 +271,20 @@ def _levels_to_zero(schedule: NoiseSchedule, t: Num[np.ndarray, "calls"]) -> dic
     alpha = 1 / jnp.sqrt(1 + ratio**2)
     sigma = ratio * alpha
     return {"alpha": alpha[:-1], "sigma": sigma[:-1], "next_alpha": alpha[1:], "next_sigma": sigma[1:]}
+
+
+class Method(NamedTuple):
+    """A way to sample: who builds it, whose class it is in a `scheduler_config.json`, timesteps laid out but not visited."""
+
+    build: Callable[[NoiseSchedule, int], Sampler]
+    scheduler: str
+    beyond: int = 0
+
+
+METHODS: dict[str, Method] = {
+    "ddim": Method(_ddim, "DDIMScheduler"),
+    "dpm++2m": Method(_dpm_solver_2m, "DPMSolverMultistepScheduler", beyond=1),
+    "pndm": Method(_pndm, "PNDMScheduler"),
+    "euler": Method(partial(_euler, ancestral=False), "EulerDiscreteScheduler"),
+    "euler-ancestral": Method(partial(_euler, ancestral=True), "EulerAncestralDiscreteScheduler"),
+}

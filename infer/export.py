@@ -1,69 +1,7 @@
-"""Writes a concept for diffusers' PyTorch pipelines.
+"""`python -m infer.export`: the command `e4t export` by the name it has in a checkout."""
 
-python -m infer.export --concept DIR/venus.safetensors --format diffusers|lora|embedding --out DIR
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from safetensors.numpy import save
-
-from e4t_jax import backbone
-from e4t_jax.concept import load_concept
-from e4t_jax.domain import load_domain
-from e4t_jax.export import constant_word, lora, merged_base
-from e4t_jax.prompts import PLACEHOLDER
-from e4t_jax.writing import check_writable, write_file
-from train.command import Command, run
-
-
-@dataclass(frozen=True)
-class Config(Command):
-    """Export a concept: a whole model (diffusers), the U-Net's change (lora), or the word alone (embedding).
-
-    The word, predicted anew at every step here, becomes one constant: its mean along sampling trajectories.
-    """
-
-    concept: Path
-    """Concept file that train.tune wrote."""
-    out: Path
-    """Folder to write."""
-    format: Literal["diffusers", "lora", "embedding"] = "diffusers"
-    """diffusers: StableDiffusionPipeline.from_pretrained; lora: load_lora_weights; embedding: load_textual_inversion."""
-    domain: str = "creatures"
-    """The domain that the concept was tuned in."""
-    rank: int = 16
-    """Rank of the LoRA; a full rank loses nothing."""
-    dtype: Literal["float16", "float32"] = "float16"
-    """Precision of the weights."""
-
-
-def main(config: Config) -> None:
-    check_writable(config.out)
-    domain = load_domain(config.domain)
-    concept = load_concept(config.concept, domain.fingerprint)
-    dtype = np.dtype(config.dtype)
-    if config.format == "lora":
-        update = lora(domain, concept, config.rank)
-        write_tensors(config.out / "pytorch_lora_weights.safetensors", update.tensors, dtype)
-        print(f"Wrote {config.out}, rank {config.rank}: relative error {update.error:.4f}; load its --format embedding beside it.")
-        return
-    word = constant_word(domain, concept)
-    if config.format == "embedding":
-        write_tensors(config.out / "learned_embeds.safetensors", {PLACEHOLDER: word}, dtype)
-    else:
-        backbone.save_base(config.out, *merged_base(domain, concept, word), dtype)
-    print(f"Wrote {config.out}; the prompt word is {PLACEHOLDER}")
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: np.dtype) -> None:
-    """A safetensors file for PyTorch."""
-    write_file(path, save({name: tensor.astype(dtype) for name, tensor in tensors.items()}, {"format": "pt"}))
-
+from e4t_jax.cli.export import main
+from e4t_jax.cli.shared import run
 
 if __name__ == "__main__":
     run(main)

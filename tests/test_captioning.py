@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax import backbone
 from e4t_jax.captioning import caption_errors, caption_weights, pick_captions, read_scene
-from e4t_jax.domain import load_domain
-from e4t_jax.evaluation.trial import held_out
+from e4t_jax.creatures.attributes import CONTEXTS, STYLES
+from e4t_jax.creatures.pictures import as_floats
+from e4t_jax.creatures.trial import held_out
+from e4t_jax.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Trainable, e4t_loss_at
 from e4t_jax.prompts import SCENES, TEMPLATES, scene_captions
-from e4t_jax.world.attributes import CONTEXTS, STYLES
-from e4t_jax.world.pictures import as_floats
 
 
 def test_errors_are_the_losses_of_the_captions(domain, concept_batch):
@@ -63,8 +62,8 @@ def test_place_and_medium_are_read_off_pictures_in_any_style():
     captions = [one for row in scene_captions("creature") for one in row]
     ids, placeholder = (jnp.asarray(part).reshape(len(STYLES), len(CONTEXTS), -1) for part in creatures.tokenize(captions))
     pictures = as_floats(trial.pictures)
-    latents = backbone.encode_images(creatures.base, creatures.params, pictures)
-    clip = backbone.image_features(creatures.base, creatures.params, pictures, creatures.clip_features)
+    latents = creatures.base.encode(creatures.params["vae"], pictures)
+    clip = creatures.base.see(creatures.params["image_encoder"], pictures, creatures.clip_features)
 
     @jax.jit
     def read(latents, clip):

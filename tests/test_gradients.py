@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from e4t_jax import backbone
-from e4t_jax.backbone.files import from_torch
+from e4t_jax import bases
+from e4t_jax.bases.stable_diffusion.names import from_torch
 from e4t_jax.objective import Trainable, e4t_loss_at
 
 REGULARISATION = 0.05
@@ -28,7 +28,7 @@ def torch_loss(torch, folder, domain, batch, t, noise, trainable):
 
     weights = dict(unet.named_parameters())
     for path, factor in factors.items():
-        name = backbone.torch_name("unet", f"{path}/kernel")
+        name = bases.torch_name("unet", f"{path}/kernel")
         weights[name] = weights[name] * (1 + factor["rows"] @ factor["columns"].T).T
 
     seen = [[], []]
@@ -77,7 +77,7 @@ def torch_loss(torch, folder, domain, batch, t, noise, trainable):
 def test_loss_and_gradients_match_pytorch_autograd(domain, concept_batch, tmp_path):
     """Loss to 1e-5, every gradient of encoder and offsets to 1e-3 of its largest entry; same noise, same timesteps."""
     torch = pytest.importorskip("torch")
-    backbone.save_base(tmp_path, domain.base, domain.params, np.float32)
+    bases.save_folder(tmp_path, domain.base, domain.params, np.float32)
     t = np.array([3, 250, 600, 990])
     noise = np.asarray(jax.random.normal(jax.random.key(5), concept_batch.latents.shape))
     trainable = Trainable(domain.factors, domain.encoder)
@@ -98,11 +98,11 @@ def test_loss_and_gradients_match_pytorch_autograd(domain, concept_batch, tmp_pa
 
 def test_every_torch_name_leads_back_to_its_leaf(domain):
     """Names are one to one and layouts invert, for every part."""
-    from e4t_jax.backbone.files import to_torch
+    from e4t_jax.bases.stable_diffusion.names import to_torch
 
     for part, params in domain.params.items():
         flat = flatten_dict(params, sep="/")
-        names = [backbone.torch_name(part, path) for path in flat]
+        names = [bases.torch_name(part, path) for path in flat]
         assert len(set(names)) == len(names)
         for path, leaf in flat.items():
             np.testing.assert_array_equal(from_torch(path, to_torch(path, np.asarray(leaf)), leaf.shape), leaf)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax import backbone
 from e4t_jax.objective import Trainable, concept_word, e4t_loss, e4t_loss_at, effective_unet, empty_states, prompt_states
 
 
@@ -37,11 +36,11 @@ def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, dr
     z_t = np.sqrt(alpha_bar) * z0 + np.sqrt(1 - alpha_bar) * eps
     velocity = np.sqrt(alpha_bar) * eps - np.sqrt(1 - alpha_bar) * z0
     unet = effective_unet(trainable, frozen)
-    features = backbone.unet_features(domain.base, unet, jnp.asarray(z_t), t, empty_states(method, frozen, 4))
+    features = domain.base.features(unet, jnp.asarray(z_t), t, empty_states(method, frozen, 4))
     folded = method.encoder.apply({"params": domain.encoder}, batch.clip, method="fold")
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
-    output = np.asarray(backbone.denoise(domain.base, unet, jnp.asarray(z_t), t, text))
+    output = np.asarray(domain.base.denoise(unet, jnp.asarray(z_t), t, text)[0])
     mask = np.asarray(batch.mask)[..., None]
     denoising = ((output - velocity) ** 2 * mask).sum() / (mask.sum() * z0.shape[-1])
     size = (np.asarray(offset) ** 2).sum(-1).mean()
@@ -68,7 +67,7 @@ def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):
     prompts = ["*s on the beach", "a photo of *s", "a cartoon of a small *s in the snow"]
     ids, placeholder = tokenize(domain.base.tokenizer, prompts)
     word = 3 * jax.random.normal(jax.random.key(0), (3, domain.base.text_width))
-    plain = backbone.encode_text(domain.base, domain.params, jnp.asarray(ids))
+    plain = domain.base.read(domain.params["text_encoder"], jnp.asarray(ids))
     changed = prompt_states(domain.method, frozen, jnp.asarray(ids), jnp.asarray(placeholder), word)
     differs = np.abs(np.asarray(plain - changed)).max(-1) > 1e-6
     for row, at in enumerate(placeholder.argmax(axis=1)):
@@ -81,8 +80,8 @@ def test_domain_word_at_the_placeholder_is_the_plain_prompt(domain, frozen):
     from e4t_jax.prompts import tokenize
 
     ids, placeholder = tokenize(domain.base.tokenizer, ["a photo of *s in the snow"])
-    word = backbone.look_up_words(domain.params, domain.method.domain_id[None])
+    word = domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id[None])
     ours = prompt_states(domain.method, frozen, jnp.asarray(ids), jnp.asarray(placeholder), word)
     spelled = domain.base.tokenizer(["a photo of creature in the snow"], padding="max_length").input_ids
-    theirs = backbone.encode_text(domain.base, domain.params, jnp.asarray(spelled))
+    theirs = domain.base.read(domain.params["text_encoder"], jnp.asarray(spelled))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -1,0 +1,1 @@
+"""Pictures: reading them, views of them, data sets and batches of them."""

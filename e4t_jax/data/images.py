@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +14,66 @@ from e4t_jax.errors import UserError
 
 _FEWEST_PIXELS = 8
 _MOST_PIXELS = 200_000_000
+_WIDEST = 100  # times as long as it is wide
 
 
-def read_image(path: str | Path, size: int) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size"] | None]:
-    """A picture in [-1, 1], centre-cropped to a square of `size`, and its mask in [0, 1] if it has one.
+PictureLike = str | Path | Image.Image | np.ndarray  # a file, a Pillow picture, or its numbers: uint8, or floats in [0, 1]
 
-    The mask is NAME.mask.png beside the picture, or else an alpha channel that is not opaque throughout; transparent
-    parts are laid on white. EXIF rotation is applied; palette, grey, CMYK and 16-bit pictures become RGB.
 
-    Errors: `UserError`, one line that names the file, when it is missing, empty, damaged, no picture, or of a size out of reason.
+def read_image(
+    source: PictureLike, size: int, *, use_mask: bool = True
+) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size"] | None]:
+    """A picture in [-1, 1], cropped to a square of `size`, and its mask in [0, 1] if it has one.
+
+    The mask is NAME.mask.png beside a file, or else an alpha channel that is not opaque throughout; transparent
+    parts are laid on white. The square holds the middle of the picture, or of what the mask leaves, as far as there is room.
+    EXIF rotation is applied; palette, grey, CMYK, 16-bit and float pictures become RGB.
+
+    Errors: `UserError`, one line that names the file, when it is missing, empty, damaged, no picture, of a size or kind out of
+    reason, or when its mask leaves nothing.
     """
-    path = Path(path)
-    picture = _open(path)
+    name = str(source) if isinstance(source, str | Path) else "the picture"
+    picture = _open(Path(source)) if isinstance(source, str | Path) else _from_memory(source)
     alpha = None
-    if "A" in picture.getbands() or "transparency" in picture.info:
+    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         alpha = picture.getchannel("A")
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture)
         alpha = None if alpha.getextrema() == (255, 255) else alpha
-    sidecar = path.with_name(f"{path.stem}.mask.png")
-    if sidecar.exists():
-        alpha = _open(sidecar).convert("L")
+    sidecar = Path(source).with_name(f"{Path(source).stem}.mask.png") if isinstance(source, str | Path) else None
+    if use_mask and sidecar is not None and sidecar.exists():
+        name, alpha = str(sidecar), _to_8_bits(_open(sidecar), str(sidecar)).convert("L")
         if alpha.size != picture.size:
-            raise UserError(f"{sidecar} is {_sizes(alpha)}, {path} is {_sizes(picture)}; make them the same size.")
-    pixels = np.asarray(_square(_to_rgb(picture), size), np.float32) / 127.5 - 1
-    mask = None if alpha is None else np.asarray(_square(alpha, size), np.float32) / 255
+            raise UserError(f"{sidecar} is {_sizes(alpha)}, {source} is {_sizes(picture)}; make them the same size.")
+    alpha = alpha if use_mask else None
+    picture = _to_8_bits(picture, name).convert("RGB")
+    if alpha is None:
+        return np.asarray(_square(picture, size), np.float32) / 127.5 - 1, None
+    box = alpha.point(lambda value: 255 * (value >= 128)).getbbox()
+    if box is None:
+        raise UserError(f"The mask of {name} leaves nothing of the picture: it must be white where the concept is.")
+    centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    pixels = np.asarray(_square(picture, size, centre), np.float32) / 127.5 - 1
+    mask = np.asarray(_square(alpha, size, centre), np.float32) / 255
+    if mask.max() < 0.5:
+        raise UserError(f"The mask of {name} leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
     return pixels, mask
+
+
+def _from_memory(source: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(source, Image.Image):
+        picture = source
+    else:
+        array = np.asarray(source)
+        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+            raise UserError(f"A picture of shape {array.shape} is none; give [height, width, 3].")
+        if array.dtype != np.uint8:
+            if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+                raise UserError("A picture as an array must hold uint8, or floats from 0 to 1.")
+            array = (array * 255).round().astype(np.uint8)
+        picture = Image.fromarray(array)
+    return _check_size(picture, "the picture")
 
 
 def _open(path: Path) -> Image.Image:
@@ -47,39 +81,71 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path} does not exist; check the path.")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the pictures in it one by one.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty; copy it again.")
     try:
-        picture = Image.open(path)
-        if picture.width * picture.height > _MOST_PIXELS:
-            raise UserError(f"{path} is {_sizes(picture)}; make it smaller than 200 megapixels.")
-        picture.load()
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty; copy it again.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which are checked below, and of odd metadata
+            picture: Image.Image = Image.open(path)
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise UserError(f"{path} is {_sizes(picture)}; make it smaller than 200 megapixels.")
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
     except UserError:
         raise
     except Image.DecompressionBombError:
         raise UserError(f"{path} is larger than 200 megapixels; make it smaller.") from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy or export it again.") from None
+    except PermissionError:
+        raise UserError(f"{path} may not be read; change its permissions.") from None
+    except Exception as error:  # Pillow's many readers raise whatever the damage makes them raise
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged ({reason}); copy or export it again.") from None
+    return _check_size(picture, str(path))
+
+
+def _check_size(picture: Image.Image, name: str) -> Image.Image:
     if min(picture.size) < _FEWEST_PIXELS:
-        raise UserError(f"{path} is {_sizes(picture)}; a picture needs at least {_FEWEST_PIXELS} pixels a side.")
-    return ImageOps.exif_transpose(picture)
+        raise UserError(f"{name} is {_sizes(picture)}; a picture needs at least {_FEWEST_PIXELS} pixels a side.")
+    if max(picture.size) > _WIDEST * min(picture.size):
+        raise UserError(f"{name} is {_sizes(picture)}, too narrow to crop a square from; crop it yourself.")
+    return picture
 
 
 def _sizes(picture: Image.Image) -> str:
     return f"{picture.width}×{picture.height} pixels"
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L"):
-        # Pillow would clip 16-bit values at 255 instead of scaling them.
-        return Image.fromarray((np.asarray(picture, np.float32) / 257).round().astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
+def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
+    """A picture of more than 8 bits scaled by the range that its numbers have; Pillow would cut them off at 255."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, np.float64)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise UserError(f"{name} holds numbers that are no brightness (negative or not finite); convert it to 8 bits.")
+    most = values.max()
+    if picture.mode.startswith("I;16"):
+        scale = 257.0
+    elif picture.mode == "F" and most <= 1:
+        scale = 1 / 255
+    elif most <= 255:
+        scale = 1.0
+    elif most <= 65535:
+        scale = 257.0
+    else:
+        raise UserError(f"{name} holds numbers up to {most:g}, of a range that is not known; convert it to 8 bits.")
+    return Image.fromarray((values / scale).round().astype(np.uint8))
 
 
-def _square(picture: Image.Image, size: int) -> Image.Image:
-    return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+def _square(picture: Image.Image, size: int, centre: tuple[float, float] | None = None) -> Image.Image:
+    """The largest square around `centre` (in pixels; the middle where not given) that the picture has room for, resized."""
+    if centre is None:
+        return ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (min(max(middle - side / 2, 0), whole - side) for middle, whole in zip(centre, (width, height), strict=True))
+    return picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
 
 
 def fit_square(pixels: UInt8[np.ndarray, "height width *channels"], size: int) -> UInt8[np.ndarray, "size size *channels"]:

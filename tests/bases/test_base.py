@@ -9,24 +9,24 @@ import jax
 import jax.numpy as jnp
 
 import e4t_jax
-from e4t_jax import backbone
+from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion import Policy
 from e4t_jax.bases.stable_diffusion.attention import attend
 
-ASSETS = Path(e4t_jax.__file__).parent / "world" / "assets" / "base"
+ASSETS = Path(e4t_jax.__file__).parent / "creatures" / "assets" / "base"
 
 
 def test_a_second_load_compiles_nothing_anew():
-    (base, params), (again, _) = backbone.load_base(ASSETS), backbone.load_base(ASSETS)
-    other = backbone.with_scaling_factor(base, 2.0)
+    (base, params), (again, _) = bases.load_folder(ASSETS), bases.load_folder(ASSETS)
+    other = base.with_scaling_factor(2.0)
     assert base == again and hash(base) == hash(again)
-    assert base != other and base != backbone.Base(base.configs, base.tokenizer, Policy(dtype="bfloat16"))
+    assert base != other and base != bases.StableDiffusion(base.configs, base.tokenizer, Policy(dtype="bfloat16"))
     compiled = []
 
     @partial(jax.jit, static_argnums=0)
     def read(base, params, ids):
         compiled.append(base)
-        return backbone.encode_text(base, params, ids)
+        return base.read(params["text_encoder"], ids)
 
     for one in (base, again):
         read(one, params, jnp.zeros((1, 4), int))
@@ -35,7 +35,7 @@ def test_a_second_load_compiles_nothing_anew():
 
 def test_neither_diffusers_nor_a_flax_class_is_imported():
     code = (
-        "import sys, e4t_jax.domain, e4t_jax.export;"
+        "import sys, e4t_jax.domain, e4t_jax.interop.diffusers;"
         "print([name for name in sys.modules if name.partition('.')[0] == 'diffusers' or 'modeling_flax' in name])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

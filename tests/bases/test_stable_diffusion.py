@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from e4t_jax.backbone import Weights, fill_part, torch_name
-from e4t_jax.backbone.files import to_torch
+from e4t_jax.bases import Weights, fill_part, torch_name
 from e4t_jax.bases.stable_diffusion import Policy, check_config, layers, module_of
 from e4t_jax.bases.stable_diffusion.attention import attend
+from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.errors import UserError
 
 UNET = {

@@ -1,0 +1,63 @@
+"""A base model by name: what ships with the package, a folder, a Hub id, or random weights of a true geometry.
+
+Another architecture is a folder beside `stable_diffusion` and a line in `ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from e4t_jax import registry
+from e4t_jax.bases.formats import read_json
+from e4t_jax.bases.hub import IMAGE_ENCODER_FILES, find_folder
+from e4t_jax.bases.protocol import Base, Params
+from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
+from e4t_jax.bases.tokenizers import tokenizer_of_words
+from e4t_jax.errors import UserError
+from e4t_jax.prompts import known_words
+
+# `_class_name` of model_index.json -> what reads such a folder: (folder, image_encoder) -> (base, weights).
+ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
+_PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+    """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
+
+    `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
+    "random:vit-h14"; the paper's ViT-H/14 where not given.
+
+    Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
+    """
+    if name.startswith("random:"):
+        return random_base(name.removeprefix("random:"), (image_encoder or "random:vit-h14").removeprefix("random:"))
+    shipped = registry.find("base", name)
+    folder = shipped() if shipped else find_folder(name, "base")
+    own = (folder / "image_encoder" / "config.json").exists()
+    if own and image_encoder is None:
+        return _open_folder(folder, None)
+    return _open_folder(folder, find_folder(image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER_FILES))
+
+
+def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
+    """Random weights of the true geometry "sd15" or "sd21", with a tokenizer that knows the words of this package's prompts.
+
+    Errors: `UserError` for another name.
+    """
+    from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+
+    configs = geometry(name, image_encoder)
+    base = StableDiffusion(configs, tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
+    return base, base.random_params(jax.random.key(0))
+
+
+def _open_folder(folder: Path, image_encoder: Path | None) -> tuple[Base, Params]:
+    index = folder / "model_index.json"
+    kind = read_json(index).get("_class_name") if index.exists() else None
+    target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")
+    if target is None:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
+    return registry.load(target)(folder, image_encoder=image_encoder)

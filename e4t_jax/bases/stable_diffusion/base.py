@@ -1,0 +1,276 @@
+"""Stable Diffusion 1.x and 2.x as a base (`bases.protocol`): five parts in the diffusers layout.
+
+`StableDiffusion` is the static side (configurations, modules, tokenizer); all weights live in one pytree, keyed
+"vae", "unet", "text_encoder", "image_encoder", and each function is handed those of its part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from e4t_jax.bases.protocol import Params
+from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
+from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
+from e4t_jax.bases.stable_diffusion.settings import module_of
+from e4t_jax.bases.stable_diffusion.unet import UNet
+from e4t_jax.bases.stable_diffusion.vae import VAE
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+# Channel statistics of the pictures that CLIP was trained on (Radford et al. 2021).
+_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+_CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+# Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
+_OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StableDiffusion:
+    """The static side of the model; `configs` are the folder's own JSON files, keyed by part.
+
+    Two bases of equal configurations, words and policy are equal, so that what was compiled for one serves the other.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    tokenizer: CLIPTokenizer
+    policy: Policy = DEFAULT
+
+    @cached_property
+    def _value(self) -> tuple[str, frozenset[tuple[str, int]], Policy]:
+        words = frozenset(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else frozenset()
+        return json.dumps(self.configs, sort_keys=True), words, self.policy
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, StableDiffusion) and self._hash == other._hash and self._value == other._value)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def vae(self) -> VAE:
+        return module_of("vae", self.configs["vae"], self.policy)
+
+    @cached_property
+    def unet(self) -> UNet:
+        return module_of("unet", self.configs["unet"], self.policy)
+
+    @cached_property
+    def text(self) -> CLIPText:
+        return module_of("text_encoder", self.configs["text_encoder"], self.policy)
+
+    @cached_property
+    def vision(self) -> CLIPVision:
+        return module_of("image_encoder", self.configs["image_encoder"], self.policy)
+
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The scheduler's configuration, for `diffusion.noise_schedule`."""
+        return self.configs["scheduler"]
+
+    @property
+    def scaling_factor(self) -> float:
+        """What takes the VAE's latents to about unit variance."""
+        return self.configs["vae"].get("scaling_factor", 0.18215)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of the pictures that the U-Net was trained on."""
+        return self.unet.sample_size * self.downsampling
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a side for each latent."""
+        return 2 ** (len(self.vae.block_out_channels) - 1)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return (self.unet.sample_size, self.unet.sample_size, self.unet.in_channels)
+
+    @property
+    def text_width(self) -> int:
+        return self.text.hidden_size
+
+    @property
+    def clip_width(self) -> int:
+        return self.vision.hidden_size
+
+    @cached_property
+    def feature_width(self) -> int:
+        """F, the width of φ_unet."""
+        text = jax.ShapeDtypeStruct((1, 1, self.unet.cross_attention_dim), jnp.float32)
+        z_t, t = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+        return jax.eval_shape(self.features, self.param_shapes()["unet"], z_t, t, text).shape[-1]
+
+    def with_scaling_factor(self, scaling_factor: float) -> StableDiffusion:
+        """The same base with another latent scale."""
+        configs = {**self.configs, "vae": {**self.configs["vae"], "scaling_factor": scaling_factor}}
+        return dataclasses.replace(self, configs=configs)
+
+    # weights ------------------------------------------------------------------------------------------------------------
+
+    def param_shapes(self) -> Params:
+        """Shapes and dtypes of all weights, with nothing allocated."""
+        ids = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
+        size, pixels = self.image_size, self.vision.image_size
+
+        def init() -> Params:
+            key = jax.random.key(0)
+            latents, text = jnp.zeros((1, *self.latent_shape)), jnp.zeros((1, 1, self.unet.cross_attention_dim))
+            params = {
+                "vae": self.vae.init(key, jnp.zeros((1, size, size, 3)))["params"],
+                "unet": self.unet.init(key, latents, jnp.zeros((1,), jnp.int32), text)["params"],
+                "text_encoder": self.text.init(key, ids, method="read")["params"],
+                "image_encoder": self.vision.init(key, jnp.zeros((1, pixels, pixels, 3)), method="pool")["params"],
+            }
+            for part, name, width in (
+                ("text_encoder", "text_projection", self.text_width),
+                ("image_encoder", "visual_projection", self.clip_width),
+            ):
+                if self.has_projection(part):
+                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part]["projection_dim"]))}
+            return params
+
+        return jax.eval_shape(init)
+
+    def has_projection(self, part: str) -> bool:
+        """Whether the part's files hold CLIP's projection into the space shared by pictures and texts."""
+        architectures = self.configs[part].get("architectures") or [""]
+        return architectures[0].endswith("WithProjection")
+
+    def random_params(self, key: PRNGKeyArray) -> Params:
+        """Random weights of every part: kernels ~ N(0, 1/fan_in), embeddings ~ N(0, 0.02²), scales 1, biases 0.
+
+        Drawn leaf by leaf with NumPy: compiling the modules' own initialisers takes longer than a short training.
+        """
+        generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+        def draw(path: str, shape: tuple[int, ...]) -> Array:
+            match path.rpartition("/")[2]:
+                case "kernel":
+                    values = generator.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
+                case "scale":
+                    values = np.ones(shape, np.float32)
+                case "bias":
+                    values = np.zeros(shape, np.float32)
+                case _:
+                    values = np.float32(0.02) * generator.standard_normal(shape, np.float32)
+            return jnp.asarray(values, jnp.float32)
+
+        shapes = flatten_dict(self.param_shapes(), sep="/")
+        return unflatten_dict({path: draw(path, shapes[path].shape) for path in sorted(shapes)}, sep="/")
+
+    def offset_kernels(self, unet: Params) -> dict[str, Any]:
+        """Path -> q, k or v kernel [in, out] of every attention layer of the U-Net: what weight offsets multiply."""
+        flat = flatten_dict(unet, sep="/")
+        return {path.removesuffix("/kernel"): leaf for path, leaf in flat.items() if path.endswith(_OFFSET)}
+
+    # pictures and latents -----------------------------------------------------------------------------------------------
+
+    def posterior(self, vae: Params, images: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b y x c"], Float[Array, "b y x c"]]:
+        """(mean, log variance) of the VAE's posterior, before scaling."""
+        return self.vae.apply({"params": vae}, images, method="encode")
+
+    def encode(self, vae: Params, images: Float[Array, "b h w 3"], key: PRNGKeyArray | None = None) -> Float[Array, "b y x c"]:
+        """z_0 = scaling · VAE.encode(I): a draw from the posterior, or its mean without a key."""
+        mean, log_variance = self.posterior(vae, images)
+        if key is not None:
+            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean * self.scaling_factor
+
+    def decode(self, vae: Params, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
+        """Pictures of scaled latents."""
+        return self.vae.apply({"params": vae}, latents / self.scaling_factor, method="decode")
+
+    # words --------------------------------------------------------------------------------------------------------------
+
+    def look_up(self, text_encoder: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape d"]:
+        """Word embeddings of token ids."""
+        return text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
+
+    def read(
+        self, text_encoder: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
+    ) -> Float[Array, "b n d"]:
+        """τ: the states that the U-Net attends to; `words`, where given, take the place of the ids' own embeddings."""
+        variables = {"params": {"text_model": text_encoder["text_model"]}}
+        return self.text.apply(variables, self.look_up(text_encoder, ids) if words is None else words)
+
+    def embed_text(
+        self, text_encoder: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None
+    ) -> Float[Array, "b shared"]:
+        """CLIP's projected text embedding; `words` as in `read`."""
+        pooled = self.text.pool(self.read(text_encoder, ids, words), ids)
+        return pooled @ text_encoder["text_projection"]["kernel"]
+
+    # pictures as CLIP sees them -----------------------------------------------------------------------------------------
+
+    def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str = "layers") -> Float[Array, "b states width"]:
+        """φ_clip, in one of two kinds.
+
+        layers   class-token states of every second layer, after the post layer norm: the paper's
+        tokens   states of the last layer: the class token, normed, and every second patch, not normed: the public PyTorch code's
+        """
+        states = self._apply_vision(image_encoder, images, "__call__")
+
+        def norm(states: Array) -> Array:
+            return self.vision.apply(_trunk(image_encoder), states, method="norm")
+
+        if kind == "tokens":
+            return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
+        return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
+
+    def feature_count(self, kind: str = "layers") -> int:
+        """How many states `see` returns."""
+        patches = (self.vision.image_size // self.vision.patch_size) ** 2
+        return 1 + patches // 2 if kind == "tokens" else self.vision.num_hidden_layers // 2
+
+    def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
+        """CLIP's projected image embedding."""
+        return self._apply_vision(image_encoder, images, "pool") @ image_encoder["visual_projection"]["kernel"]
+
+    def _apply_vision(self, image_encoder: Params, images: Array, method: str) -> Any:
+        size = self.vision.image_size
+        if images.shape[1:3] != (size, size):
+            images = jax.image.resize(images, (images.shape[0], size, size, 3), "cubic", antialias=True)
+        pixels = (jnp.clip(images, -1, 1) * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
+        return self.vision.apply(_trunk(image_encoder), pixels, method=method)
+
+    # U-Net --------------------------------------------------------------------------------------------------------------
+
+    def denoise(
+        self,
+        unet: Params,
+        z_t: Float[Array, "b y x c"],
+        t: Int[Array, " b"] | Float[Array, " b"],
+        conditioning: Float[Array, "b n d"],
+    ) -> tuple[Float[Array, "b y x c"], Float[Array, "b features"]]:
+        """The U-Net's prediction, ε or v, and φ_unet of the same pass."""
+        return self.unet.apply({"params": unet}, z_t, t, conditioning)
+
+    def features(
+        self,
+        unet: Params,
+        z_t: Float[Array, "b y x c"],
+        t: Int[Array, " b"] | Float[Array, " b"],
+        conditioning: Float[Array, "b n d"],
+    ) -> Float[Array, "b features"]:
+        """φ_unet(z_t, t), at about half the cost of a prediction."""
+        return self.unet.apply({"params": unet}, z_t, t, conditioning, method="features")
+
+
+def _trunk(image_encoder: Params) -> Params:
+    return {"params": {"vision_model": image_encoder["vision_model"]}}

@@ -1,0 +1,48 @@
+"""Draws personalised concepts in new scenes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from e4t_jax.cli.shared import Command, Inline, progress
+from e4t_jax.concept import load_concept
+from e4t_jax.data.images import encode_png, picture_grid
+from e4t_jax.domain_files import load_domain
+from e4t_jax.errors import UserError
+from e4t_jax.sample import SampleSettings
+from e4t_jax.storage import check_writable, write_file
+
+
+@dataclass(frozen=True)
+class Config(Command):
+    """Draw every concept in every prompt; writes CONCEPT_PROMPT.png files and grid.png (a row a concept)."""
+
+    concepts: tuple[Path, ...]
+    """Concept files that train.tune wrote."""
+    prompts: tuple[str, ...]
+    """Prompts with *s where the concept goes."""
+    out: Path
+    """Folder for the pictures."""
+    domain: str = "creatures"
+    """The domain that the concepts were tuned in."""
+    drawing: Annotated[SampleSettings, Inline] = SampleSettings()
+
+
+def main(config: Config) -> None:
+    names = [path.stem for path in config.concepts]
+    if len(set(names)) < len(names):
+        raise UserError("two files have one name, and pictures are named after their concepts; rename one.", "concepts")
+    if not config.prompts:
+        raise UserError("there is none; give one or more, with *s in it.", "prompts")
+    check_writable(config.out)
+    domain = load_domain(config.domain)
+    concepts = [load_concept(path, domain.fingerprint) for path in config.concepts]
+    images = domain.generate(concepts, config.prompts, config.drawing, track=partial(progress, description="drawing"))
+    for concept, row in zip(concepts, images, strict=True):
+        for index, image in enumerate(row):
+            write_file(config.out / f"{concept.name}_{index}.png", encode_png(image))
+    write_file(config.out / "grid.png", encode_png(picture_grid([list(row) for row in images])))
+    print(f"Wrote {images.shape[0] * images.shape[1]} pictures and grid.png to {config.out}")

@@ -1,0 +1,35 @@
+"""Trains the judges of the embedded world (identity by metric learning, scene and attributes by classification), validates them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from e4t_jax.cli.shared import Command, Inline, progress
+from e4t_jax.creatures.judge_stages import JudgeSettings, train_judge
+from e4t_jax.creatures.judge_training import validate_judges
+from e4t_jax.creatures.judges import JUDGES, load_judges
+from e4t_jax.ranges import check_ranges
+from e4t_jax.storage import check_writable
+
+
+@dataclass(frozen=True)
+class Config(Command):
+    """Train the judges that evaluate pictures of the embedded world."""
+
+    out: Path
+    """Folder for identity.safetensors, scene.safetensors and attributes.safetensors."""
+    only: Literal["identity", "scene", "attributes"] | None = None
+    """Train this judge alone; the others must be there already."""
+    training: Annotated[JudgeSettings, Inline] = JudgeSettings()
+
+
+def main(config: Config) -> None:
+    check_ranges(config.training)
+    check_writable(config.out)
+    for name in JUDGES:
+        if config.only in (None, name):
+            train_judge(name, config.training, config.out, progress)
+    print(json.dumps(validate_judges(load_judges(config.out), seed=0, split="validation"), indent=2))

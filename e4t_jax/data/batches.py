@@ -1,0 +1,49 @@
+"""Batches for domain pretraining, in an order that depends on the seed alone, addressed by number.
+
+A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size, size]`, ones where there is none),
+`ids` and `placeholder` (a tokenised prompt). A resumed run reads on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from e4t_jax.errors import UserError
+
+Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+
+def training_batches(
+    pictures: grain.MapDataset,
+    tokenize: Tokenize,
+    prompts: Sequence[str],
+    batch_size: int,
+    seed: int,
+    *,
+    first: int = 0,
+    last: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Shuffled batches `first` … `last - 1`; the prompt is the row's caption or a draw from `prompts`.
+
+    Errors: `UserError` when there are fewer pictures than a batch holds.
+    """
+    if len(pictures) < batch_size:
+        raise UserError(f"{batch_size} is more than the {len(pictures)} pictures of the data; lower it.", "batch_size")
+    tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def add_prompt(row: dict[str, Any], generator: np.random.Generator) -> dict[str, np.ndarray]:
+        prompt = row.pop("caption", None) or prompts[int(generator.integers(len(prompts)))]
+        if prompt not in tokens:
+            ids, placeholder = tokenize([prompt])
+            tokens[prompt] = ids[0], placeholder[0]
+        return {**row, "ids": tokens[prompt][0], "placeholder": tokens[prompt][1]}
+
+    # As often as it takes, not for ever: the length of what never ends overflows where a batch is one picture.
+    epochs = -(-last * batch_size // len(pictures))
+    rows = pictures.seed(seed).shuffle().repeat(epochs).random_map(add_prompt).batch(batch_size)
+    ahead = rows[first:last].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    return iter(ahead)

@@ -1,0 +1,82 @@
+"""Pictures for domain pretraining as Grain datasets: a registered source, any TFDS dataset, or a folder of pictures.
+
+A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size, size]`, ones where there is none) and, where the
+data has one, `caption` (a prompt with the placeholder).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grain.python as grain
+import numpy as np
+
+from e4t_jax import registry
+from e4t_jax.data.images import fit_square, read_image
+from e4t_jax.errors import UserError
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class FolderSource:
+    """The pictures of a folder and its subfolders by number, in the order of their paths; `NAME.mask.png` is a mask, not a picture.
+
+    Errors: `UserError` when the folder does not exist or holds no picture.
+    """
+
+    def __init__(self, folder: Path, size: int):
+        if not Path(folder).is_dir():
+            raise UserError(f"folder:{folder} is no folder; check the path.", "data")
+        found = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
+        self.paths = sorted(path for path in found if not path.name.endswith(".mask.png"))
+        self.size = size
+        if not self.paths:
+            raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, mask = read_image(self.paths[index], self.size)
+        return {"image": image, "mask": np.ones(image.shape[:2], np.float32) if mask is None else mask}
+
+
+def open_pictures(spec: str, size: int, data_dir: Path) -> grain.MapDataset:
+    """Rows with `image`, `mask` and, where the data set has one, `caption` (str).
+
+    `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed) or "folder:DIR".
+
+    Errors: `UserError` for another form, a folder without pictures, or a data set that is not there.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "folder" and name:
+        return grain.MapDataset.source(FolderSource(Path(name), size))
+    registered = registry.find("data", spec)
+    if registered is not None:
+        source = registered(data_dir)
+    elif kind == "tfds" and name:
+        source = _open_tfds(name, data_dir)
+    else:
+        known = ", ".join(registry.names("data"))
+        raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME or folder:DIR.", "data")
+
+    def convert(row: dict[str, Any]) -> dict[str, Any]:
+        if "image" not in row:
+            raise UserError(f"{spec} has no feature `image`, only {', '.join(row)}.", "data")
+        image = fit_square(np.asarray(row["image"]), size).astype(np.float32) / 127.5 - 1
+        mask = fit_square(np.asarray(row["mask"])[..., 0], size) / 255 if "mask" in row else np.ones((size, size))
+        converted = {"image": image, "mask": mask.astype(np.float32)}
+        return converted | ({"caption": row["caption"].decode()} if "caption" in row else {})
+
+    return grain.MapDataset.source(source).map(convert)
+
+
+def _open_tfds(name: str, data_dir: Path):
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.data_source(name, split="train", data_dir=str(data_dir))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+        raise UserError(f"tfds:{name} cannot be opened in {data_dir} ({reason}); prepare it there with TFDS.", "data") from None

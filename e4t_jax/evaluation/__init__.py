@@ -1,0 +1,1 @@
+"""How likeness and obedience are measured, in any domain."""

@@ -1,0 +1,1 @@
+"""To and from what others use: diffusers (out), the public PyTorch implementation (in)."""

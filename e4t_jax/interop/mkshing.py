@@ -1,0 +1,132 @@
+"""Checkpoints of the public PyTorch implementation (mkshing/e4t-diffusion) as encoder, offsets and image encoder of ours.
+
+Its encoder is another than the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
+(`backbone.image_features`, kind "tokens"). Its offset networks become rank-3 factors, exactly (`offsets`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e4t_jax.bases import Params
+from e4t_jax.errors import UserError
+from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
+
+State = Mapping[str, np.ndarray]
+
+_NETWORK = {
+    "v": "v",
+    "linear1_weight": "linear1.weight",
+    "linear1_bias": "linear1.bias",
+    "linear2_weight": "linear2.weight",
+    "linear2_bias": "linear2.bias",
+    "column_weight": "linear_column.weight",
+    "column_bias": "linear_column.bias",
+    "row_weight": "linear_row.weight",
+    "row_bias": "linear_row.bias",
+}
+# OpenCLIP's name of a layer -> transformers'.
+_VISION = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def take(state: State, name: str, file: str) -> np.ndarray:
+    """One tensor of a checkpoint, float32.
+
+    Errors: `UserError` when it is not there.
+    """
+    if name not in state:
+        raise UserError(f"{file} lacks the tensor {name}; give a checkpoint of the public E4T implementation.")
+    return np.asarray(state[name], np.float32)
+
+
+def read_offsets(state: State, file: str) -> Factors:
+    """Rank-3 factors of every offset network in a checkpoint (weight_offsets.pt or unet.pt).
+
+    Errors: `UserError` when there is none, or one is incomplete.
+    """
+    owners = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+\.wo_[qkv])\.v", name))})
+    if not owners:
+        raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
+    network_factors = jax.jit(factors_of_network)
+    factors = {}
+    for owner in owners:
+        network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
+        path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
+        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = network_factors(network)
+    return factors
+
+
+def read_encoder(state: State, file: str) -> Params:
+    """The parameters of `encoder.ConceptEncoder` with one layer for each token.
+
+    Errors: `UserError` for a checkpoint that lacks a part.
+    """
+
+    def linear(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": take(state, f"{name}.weight", file).T, "bias": take(state, f"{name}.bias", file)}
+
+    count = sum(bool(re.fullmatch(r"first_linears\.\d+\.weight", name)) for name in state)
+    each = [linear(f"first_linears.{index}") for index in range(count)]
+    shared = linear("feature_linear")
+    tree = {
+        "unet_hidden": linear("unet_feature_embedder.0"),
+        "unet_output": linear("unet_feature_embedder.2"),
+        "shared_kernel": shared["kernel"],
+        "shared_bias": shared["bias"],
+        "layer_kernels": np.stack([layer["kernel"] for layer in each]),
+        "layer_biases": np.stack([layer["bias"] for layer in each]),
+        "final": linear("final_linear"),
+    }
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def read_image_encoder(state: State, file: str, activation: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(configuration, tensors) in transformers' names of the OpenCLIP tower inside a checkpoint's encoder.
+
+    `activation` is "gelu", or "quick_gelu" for the weights that OpenAI trained.
+    """
+    tower = {name.removeprefix("clip_vision."): value for name, value in state.items() if name.startswith("clip_vision.")}
+    patches = take(tower, "conv1.weight", file)
+    width, _, patch, _ = patches.shape
+    tensors = {
+        "embeddings.patch_embedding.weight": patches,
+        "embeddings.class_embedding": take(tower, "class_embedding", file),
+        "embeddings.position_embedding.weight": take(tower, "positional_embedding", file),
+    }
+    for leaf in ("weight", "bias"):
+        tensors[f"pre_layrnorm.{leaf}"] = take(tower, f"ln_pre.{leaf}", file)  # spelled so in transformers
+        tensors[f"post_layernorm.{leaf}"] = take(tower, f"ln_post.{leaf}", file)
+    layers = sum(name.endswith("ln_1.weight") for name in tower)
+    for index in range(layers):
+        theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
+        for leaf in ("weight", "bias"):
+            for open_clip, name in _VISION.items():
+                tensors[f"{ours}.{name}.{leaf}"] = take(tower, f"{theirs}.{open_clip}.{leaf}", file)
+            thirds = np.split(take(tower, f"{theirs}.attn.in_proj_{leaf}", file), 3)
+            for letter, third in zip("qkv", thirds, strict=True):
+                tensors[f"{ours}.self_attn.{letter}_proj.{leaf}"] = third
+    config = {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": take(tower, "transformer.resblocks.0.mlp.c_fc.bias", file).size,
+        "num_hidden_layers": layers,
+        # OpenCLIP's large towers (L, H, g, G) all have 16 heads; the small ones have heads of 64 channels.
+        "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),
+        "patch_size": patch,
+        "image_size": patch * round((len(tensors["embeddings.position_embedding.weight"]) - 1) ** 0.5),
+        "hidden_act": activation,
+    }
+    return config, {f"vision_model.{name}": np.ascontiguousarray(tensor) for name, tensor in tensors.items()}

@@ -1,0 +1,105 @@
+"""A domain from pictures, from Python: `e4t_jax.pretrain("creatures", "folder:cats", work="work/cats")`."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import optax
+
+from e4t_jax.bases import load_base
+from e4t_jax.data.batches import training_batches
+from e4t_jax.data.sources import open_pictures
+from e4t_jax.domain import Domain
+from e4t_jax.domain_files import base_fingerprint
+from e4t_jax.objective import make_method
+from e4t_jax.prompts import scene_captions, templates, tokenize
+from e4t_jax.ranges import check_ranges
+from e4t_jax.training.checkpoints import Checkpoints
+from e4t_jax.training.parallel import check_divides
+from e4t_jax.training.pretrain import PretrainSettings, pretrain_trainable
+
+# What may change from a run to the run that goes on with it.
+_MAY_CHANGE = ("steps", "batch_size", "parallel", "checkpoint_every", "devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainSettings:
+    """What a domain is, on its base; kept in domain.json."""
+
+    domain_token: str = "creature"
+    """The word that every concept of the domain is one of; one token."""
+    template: str = "creature"
+    """Prompts for pictures without captions, and captions to look for in tuning: neutral, object, face, art or creature."""
+    clip_features: Literal["layers", "tokens"] = "layers"
+    """What of CLIP's the encoder sees: class tokens of every second layer (the paper's), or the last layer's patch tokens too."""
+    guidance: float = 4.0
+    """Classifier-free guidance to draw this domain with where a call names none; Stable Diffusion's is 7.5."""
+
+
+def pretrain(
+    base: str,
+    data: str,
+    domain: DomainSettings | None = None,
+    settings: PretrainSettings | None = None,
+    *,
+    work: str | Path,
+    resume: bool = False,
+    image_encoder: str | None = None,
+    tx: optax.GradientTransformation | None = None,
+    track: Callable[..., Any] = iter,
+    say: Callable[[str], None] = warnings.warn,
+) -> Domain:
+    """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
+
+    `work` takes prepared data and checkpoints, of one run only; with `resume` the run there goes on. `tx` is an optimiser in place
+    of `training.optimizers.pretraining`.
+
+    Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
+    finite.
+    """
+    domain, settings = domain or DomainSettings(), settings or PretrainSettings()
+    check_ranges(settings, "training")
+    check_ranges(domain)
+    check_divides(settings.batch_size)
+    prompts = templates(domain.template)
+    scene_captions(domain.template)
+    model, params = load_base(base, image_encoder)
+    method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
+    pictures = open_pictures(data, model.image_size, Path(work) / "data")
+    words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
+    rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
+    next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
+    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
+    facts |= {"data": data, "pictures": len(pictures), "base": base_fingerprint(params), "own_optimiser": tx is not None}
+    folder = Path(work) / "checkpoints"
+    with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
+        trainable = pretrain_trainable(
+            method,
+            domain.clip_features,
+            params,
+            lambda first: rows(first=first),
+            settings,
+            checkpoints=checkpoints,
+            tx=tx,
+            track=track,
+        )
+    assert trainable.factors is not None
+    return Domain(
+        base,
+        domain.domain_token,
+        model,
+        params,
+        trainable.encoder,
+        trainable.factors,
+        regularisation=settings.regularisation,
+        image_encoder=image_encoder,
+        guidance=domain.guidance,
+        template=domain.template,
+        clip_features=domain.clip_features,
+    )

@@ -1,0 +1,41 @@
+"""What tuning may change: one row a scope.
+
+compact   the word's residual r and rank-1 factors of Δ; the encoder stays the domain's: some kilobytes
+head      the encoder and rank-3 factors
+full      the encoder, rank-3 factors and every weight of the U-Net: the paper's literal form
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from e4t_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scope:
+    """The parts that learn, and how long their steps are (see `training.tune`); rates were chosen on validation identities."""
+
+    rank: int  # of the concept's own factors
+    learning_rate: float  # of factors, encoder and U-Net
+    residual: bool = False  # a word's offset of its own, beside the encoder's
+    word_rate: float = 0.0  # of that residual
+    encoder: bool = False
+    unet: bool = False
+
+
+SCOPES: dict[str, Scope] = {
+    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2),
+    "head": Scope(rank=3, learning_rate=0.05, encoder=True),
+    "full": Scope(rank=3, learning_rate=0.02, encoder=True, unet=True),
+}
+
+
+def find_scope(name: str) -> Scope:
+    """The row of that name.
+
+    Errors: `UserError` for another name.
+    """
+    if name not in SCOPES:
+        raise UserError(f"{name!r} is unknown; choose one of {', '.join(SCOPES)}.", "scope")
+    return SCOPES[name]

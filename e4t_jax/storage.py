@@ -1,0 +1,214 @@
+"""Files that are whole or not there, and that say when they were changed: how everything this package writes is written.
+
+* A file is written under a temporary name in its own folder, then renamed; several that belong together are renamed only when
+  all of them are written.
+* Our safetensors files carry a checksum over names, shapes, numbers and header; reading verifies it.
+* Where a safetensors file cannot carry one (the base model's, which PyTorch reads too), the JSON file beside it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_bytes
+from safetensors.numpy import save as save_bytes
+
+from e4t_jax.errors import UserError
+
+FORMAT = 2  # of concepts and domains; 1 had no checksum
+_SPARE = 2**20  # bytes left free beside what is written
+
+
+def write_file(path: Path, content: bytes | str) -> Path:
+    """Writes `content` to `path`, folders included; on failure nothing is left behind, and an older file stays.
+
+    Errors: `UserError` when the folder cannot be written or the disk is full.
+    """
+    write_files({Path(path): content})
+    return Path(path)
+
+
+def write_files(contents: Mapping[Path, bytes | str]) -> None:
+    """Writes files that belong together: all of them, or, when one cannot be written, none; the last is renamed last.
+
+    Errors: `UserError` as `write_file`.
+    """
+    temporary: dict[Path, str] = {}
+    path = None
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary[path], 0o666 & ~_umask())
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+        for path in contents:
+            os.replace(temporary[path], path)
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror or error}; choose another folder or free some space.") from None
+    finally:
+        for name in temporary.values():
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+
+
+def _umask() -> int:
+    """The user's file mode mask; the system tells it only by setting it, its status file tells it without."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> Path:
+    """Makes the folder and proves that it can be written, and `needed` bytes too, before hours of work go into what it shall hold.
+
+    Errors: `UserError` when it cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(dir=folder, prefix=".writable.")
+        os.close(handle)
+        os.unlink(probe)
+    except OSError as error:
+        raise UserError(f"Cannot write {folder}: {error.strerror or error}; choose another folder.", argument) from None
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE:
+        raise UserError(
+            f"{folder} has {free / 1e9:.2f} GB left, and {(needed + _SPARE) / 1e9:.2f} GB will be needed; free some space.",
+            argument,
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """A folder on the same disk as `beside`, gone afterwards: what is made in it is moved to its place or lost."""
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}."))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """JSON with sorted keys, so that equal content gives equal files; it knows no NaN."""
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Errors: `UserError` when it is missing, damaged or no object; `mend` says what to do about it.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {mend}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder where a file should be; {mend}.") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged; {mend}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {mend}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no object of names and values; {mend}.")
+    return content
+
+
+def pack(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> bytes:
+    """A safetensors file with `header` and a checksum in ONE entry: safetensors orders several anew in every run."""
+    plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    signed = {**header, "format": str(FORMAT)}
+    signed["checksum"] = _digest(plain, signed)
+    return save_bytes(plain, {"header": json.dumps(signed, sort_keys=True)})
+
+
+def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and header of a file that `pack` made; `kind` is what its header must say, `what` what a message calls it.
+
+    Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, of another kind, or with a number
+    that is not finite.
+    """
+    mend = "make or copy it again"
+    try:
+        content = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from None
+    try:
+        length = int.from_bytes(content[:8], "little")
+        described = json.loads(content[8 : 8 + length])
+        header = json.loads(described.get("__metadata__", {}).get("header", "{}"))
+        tensors = load_bytes(content)
+    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or no safetensors file ({reason}); {mend}.") from None
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        raise UserError(f"{path} is not {what}; give a file that this package wrote as one.")
+    number = str(header.get("format", ""))
+    if not number.isdecimal():
+        raise UserError(f"{path} is damaged (its header names no format); {mend}.")
+    if int(number) > FORMAT:
+        raise UserError(f"{path} has format {number}, this version reads up to {FORMAT}; update e4t-jax.")
+    if int(number) > 1 or "checksum" in header:
+        signed = header.pop("checksum", None)
+        if signed != _digest(tensors, header):
+            raise UserError(f"{path} was changed since it was written (its checksum differs); {mend}.")
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; {mend}.")
+    return tensors, header
+
+
+def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+        digest.update(np.ascontiguousarray(tensor).tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(content: bytes) -> str:
+    """SHA-256 of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(*trees: Mapping[str, Any]) -> str:
+    """A short hash of some trees, in float16: files know by it what they belong to.
+
+    Of a large leaf, a thousand numbers spread over it are read: no retrained model leaves them all as they were.
+    """
+    digest = hashlib.sha256()
+    for tree in trees:
+        for path, leaf in sorted(flatten_dict(tree, sep="/").items()):
+            sample = leaf.reshape(-1)[:: max(1, leaf.size // 1000)]
+            digest.update(path.encode() + np.asarray(sample, np.float16).tobytes())
+    return digest.hexdigest()[:16]

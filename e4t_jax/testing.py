@@ -1,0 +1,38 @@
+"""Tiny bases and domains with random weights: tests of code that builds on this package run in seconds with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from e4t_jax.bases import Params, StableDiffusion
+from e4t_jax.creatures.base_config import base_configs
+from e4t_jax.creatures.tokenizer import build_tokenizer
+from e4t_jax.domain import Domain
+from e4t_jax.objective import make_method
+from e4t_jax.training.pretrain import init_trainable
+
+
+def tiny_base(**unet_options: Any) -> tuple[StableDiffusion, Params]:
+    """A base of Stable Diffusion's architecture at 16×16 pixels; `unet_options` are keys of the U-Net's configuration."""
+    tokenizer = build_tokenizer()
+    configs = base_configs(len(tokenizer), tokenizer.eos_token_id)
+    small = {"block_out_channels": [32, 32], "layers_per_block": 1, "sample_size": 4, "in_channels": 4, "out_channels": 4}
+    configs["unet"] |= {**small, "cross_attention_dim": 16, "attention_head_dim": 2, **unet_options}
+    configs["vae"] |= {"block_out_channels": [4, 4, 8], "latent_channels": 4, "sample_size": 16, "norm_num_groups": 1}
+    narrow = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 8}
+    configs["text_encoder"] |= narrow
+    configs["image_encoder"] |= {**narrow, "image_size": 16, "patch_size": 8}
+    base = StableDiffusion(configs, tokenizer)
+    return base, base.random_params(jax.random.key(0))
+
+
+def tiny_domain() -> Domain:
+    """A domain on `tiny_base` whose encoder and offsets do something."""
+    base, params = tiny_base()
+    trainable = init_trainable(make_method(base, "creature"), jax.random.key(1))
+    factors = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)), trainable.factors)
+    encoder = {**trainable.encoder, "final": jax.tree.map(lambda leaf: 50 * leaf, trainable.encoder["final"])}
+    return Domain("creatures", "creature", base, params, encoder, factors)

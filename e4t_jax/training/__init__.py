@@ -1,0 +1,1 @@
+"""How parameters are learned: one update step, one loop, optimisers, checkpoints; pretraining and tuning."""

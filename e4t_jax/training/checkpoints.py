@@ -1,0 +1,170 @@
+"""Checkpoints of a run: the state, the run's facts and a checksum of every file; nothing is deleted before it is replaced.
+
+A run goes on only from a checkpoint of its own: facts that the weights depend on (base, data, seed, rates) are stored beside
+the state and compared; of those that `may_change` (steps, batch, devices), a change is said. A checkpoint that is incomplete or
+was changed is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from e4t_jax.errors import UserError
+from e4t_jax.storage import check_writable, file_digest, read_json, to_json, write_file
+
+_FACTS = "facts.json"
+_DIGESTS = "digests.json"
+_INCOMPLETE = "it is incomplete"
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run in `folder`; `facts` are the run's own, plain values of JSON.
+
+    A run that is new refuses a folder that holds another's checkpoints; `resume` goes on from the newest that is sound, or
+    starts where there is none yet. `say` is told of what was passed over.
+
+    Errors: `UserError` when the folder cannot be written, holds a run and `resume` is not asked for, or holds one of other facts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any],
+        *,
+        resume: bool,
+        may_change: Collection[str] = (),
+        say: Callable[[str], None] = warnings.warn,
+    ):
+        self.folder = check_writable(Path(folder), argument="work").absolute()
+        self.facts = json.loads(to_json(facts))
+        self.may_change = frozenset(may_change)
+        self.say = say
+        self._passed_over: set[int] = set()
+        self._check_run(resume)
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
+        )
+
+    def _check_run(self, resume: bool) -> None:
+        file = self.folder / _FACTS
+        steps = sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()), reverse=True)
+        if steps and not resume:
+            raise UserError(
+                f"{self.folder} holds a run already, at step {steps[0]}; give resume to go on with it, or another folder.", "work"
+            )
+        if resume and file.exists():
+            self._compare(read_json(file, "give another work folder"))
+        write_file(file, to_json(self.facts))
+
+    def _compare(self, before: Mapping[str, Any]) -> None:
+        for name in sorted({*before, *self.facts}):
+            was, now = before.get(name), self.facts.get(name)
+            if was != now and name in self.may_change:
+                self.say(f"The run in {self.folder} began with {name} = {was!r} and goes on with {now!r}.")
+            elif was != now:
+                raise UserError(
+                    f"{self.folder} holds a run with {name} = {was!r}, and {now!r} is asked for now; "
+                    "ask for the same, or give another work folder.",
+                    "work",
+                )
+
+    def latest(self) -> int | None:
+        """The newest step that is saved."""
+        self.wait()
+        return self._manager.latest_step()
+
+    def restore(self, like: Any) -> Any | None:
+        """The newest sound state, as a tree like `like`; None where none was ever written whole.
+
+        Errors: `UserError` when none of the checkpoints there is sound.
+        """
+        damaged = 0
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            fault = self._fault(step)
+            damaged += fault not in (None, _INCOMPLETE)
+            if fault is None:
+                with _quiet():
+                    try:
+                        return self._manager.restore(step, args=ocp.args.StandardRestore(like))
+                    except Exception as error:  # Orbax and its stores raise whatever the damage makes them raise
+                        fault = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+                        damaged += 1
+            self._passed_over.add(step)
+            self.say(f"The checkpoint of step {step} in {self.folder} is passed over: {fault}.")
+        if damaged:
+            raise UserError(f"{self.folder} holds no sound checkpoint; delete the folder and start again.", "work")
+        return None
+
+    def save(self, step: int, state: Any) -> None:
+        """Saves a state on the host.
+
+        Errors: `UserError` when it cannot be written.
+        """
+        with _quiet():
+            try:
+                if step in self._manager.all_steps():
+                    if step not in self._passed_over:
+                        return
+                    self._manager.delete(step)
+                self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(lambda leaf: leaf, state)))
+                self._manager.wait_until_finished()
+            except Exception as error:
+                reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+                raise UserError(
+                    f"Cannot write a checkpoint to {self.folder} ({reason}); free some space and resume.", "work"
+                ) from None
+        write_file(self.folder / str(step) / _DIGESTS, to_json(self._digests(step)))
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Frees what the store holds open."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _digests(self, step: int) -> dict[str, str]:
+        root = self.folder / str(step)
+        files = sorted(path for path in root.rglob("*") if path.is_file() and path.name != _DIGESTS)
+        return {str(path.relative_to(root)): file_digest(path) for path in files}
+
+    def _fault(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, or None."""
+        path = self.folder / str(step) / _DIGESTS
+        if not path.exists():
+            return _INCOMPLETE
+        try:
+            promised = read_json(path, "")
+        except UserError:
+            return f"{_DIGESTS} is damaged"
+        found = self._digests(step)
+        wrong = sorted(name for name in {*promised, *found} if promised.get(name) != found.get(name))
+        return f"{wrong[0]} is missing or was changed" if wrong else None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Orbax logs an error it raises, too; the one line is the exception's."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

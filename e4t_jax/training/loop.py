@@ -1,0 +1,142 @@
+"""The update step and the loop around it: the same for base model, judges and domains; tuning scans the same step.
+
+params ← params + tx(∇ loss(params, frozen, batch, key))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from e4t_jax.errors import UserError
+from e4t_jax.training.checkpoints import Checkpoints
+
+# (params, frozen, batch, key) -> (value to lower, figures to watch)
+Loss = Callable[[Any, Any, Any, PRNGKeyArray], tuple[Array, dict[str, Array]]]
+
+
+@struct.dataclass
+class TrainState:
+    """What an update carries from step to step."""
+
+    params: Any
+    moments: Any  # of the optimiser
+    step: Int[Array, ""]
+    average: Any = None  # moving average of the weights, where one is kept
+
+
+Step = Callable[[TrainState, Any, Any, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, *, average: bool = False) -> TrainState:
+    """The state before the first step; an average starts at the weights."""
+    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params) if average else None)
+
+
+def update(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    state: TrainState,
+    frozen: Any,
+    batch: Any,
+    key: PRNGKeyArray,
+    *,
+    axis: str | None = None,
+    decay: float = 0.999,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update; with `axis`, of the mean of the gradients over that `pmap` axis. `decay` is that of a state's average."""
+    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
+    if axis is not None:
+        gradients, metrics = jax.lax.pmean((gradients, metrics), axis)
+    changes, moments = tx.update(gradients, state.moments, state.params)
+    params = optax.apply_updates(state.params, changes)
+    average = None
+    if state.average is not None:
+        # Early averages forget quickly, so that a short run is not held back by its random start.
+        keep = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), state.average, params)
+    return TrainState(params, moments, state.step + 1, average), metrics
+
+
+def step_of(loss: Loss, tx: optax.GradientTransformation, *, axis: str | None = None) -> Step:
+    """`update` with randomness of its own at every step (and on every replica of `axis`), from one key for the whole run."""
+
+    def step(state: TrainState, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(key, state.step)
+        if axis is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        return update(loss, tx, state, frozen, batch, key, axis=axis)
+
+    return step
+
+
+class Run(NamedTuple):
+    """How far a training goes, what it saves, and who watches."""
+
+    name: str
+    steps: int
+    checkpoints: Checkpoints | None = None
+    every: int = 500  # steps from one checkpoint to the next
+    track: Callable[..., Any] = iter  # wraps the loop over the steps: a progress bar
+    watch: int = 25  # steps from one look at the figures to the next
+
+
+def train(
+    run: Run,
+    step: Step,
+    state: TrainState,
+    frozen: Any,
+    batches: Callable[[int], Iterable[Any]],
+    key: PRNGKeyArray,
+    *,
+    host: Callable[[TrainState], TrainState] = jax.device_get,
+) -> TrainState:
+    """Takes `state` to `run.steps`; `batches(first)` yields the batches from that step on, `host` brings a state to the host.
+
+    The state is saved every `run.every` steps and at the end, but never one whose figures are not finite.
+
+    Errors: `UserError` when a figure is not finite.
+    """
+    first = int(jnp.ravel(state.step)[0])
+    bar = run.track(range(first, run.steps))
+    rows: Iterator[Any] = iter(batches(first)) if first < run.steps else iter(())
+    for index in bar:
+        state, metrics = step(state, frozen, next(rows), key)
+        last = index + 1 == run.steps
+        saves = last or (index + 1) % run.every == 0
+        if saves or (index + 1) % run.watch == 0:
+            values = {name: float(jnp.mean(value)) for name, value in metrics.items()}
+            if hasattr(bar, "set_postfix"):
+                bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
+            _check_finite(run, index + 1, values)
+        if saves and run.checkpoints is not None:
+            whole = host(state)
+            if not _all_finite(whole.params):
+                _stop(run, index + 1, "A weight")
+            run.checkpoints.save(index + 1, whole)
+    if run.checkpoints is not None:
+        run.checkpoints.wait()
+    return state
+
+
+def _check_finite(run: Run, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            _stop(run, step, f"The {name}")
+
+
+def _all_finite(tree: Any) -> bool:
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def _stop(run: Run, step: int, what: str) -> None:
+    saved = run.checkpoints.latest() if run.checkpoints else None
+    mend = "lower the learning rate" + (f" and resume from step {saved}, the last good one" if saved else "")
+    raise UserError(f"{run.name}: {what} is not finite at step {step}; {mend}.")

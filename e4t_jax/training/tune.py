@@ -1,0 +1,144 @@
+"""Tuning: a few steps on one picture, for one concept or for many at once.
+
+    step k:   batch_k ~ views of the picture × prompts × (t, ε)
+              trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
+
+The steps are a `lax.scan`, the concepts a `vmap` over it: one compiled call whatever the number of pictures. All concepts
+see the same draws (views, prompts, t, ε), so a concept tuned in a batch is the concept tuned alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from e4t_jax.errors import UserError
+from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss
+from e4t_jax.offsets import init_factors
+from e4t_jax.ranges import check_ranges
+from e4t_jax.scopes import find_scope
+from e4t_jax.training import optimizers
+from e4t_jax.training.loop import init_state, update
+
+MASKS = ("auto", "none", "file")
+Prompts = tuple[Int[Array, "*concepts prompts length"], Bool[Array, "*concepts prompts length"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneSettings:
+    """How concepts are tuned."""
+
+    scope: str = "compact"
+    """What is tuned: compact (kilobytes), head (the encoder too) or full (all U-Net weights too)."""
+    steps: int = 5
+    """Tuning steps; 0 uses the encoder alone."""
+    batch_size: int = 16
+    """Draws of a view, a prompt, a timestep and noise in each step."""
+    seed: int = 0
+    """Seed of views, noise and timesteps."""
+    mask: Literal["auto", "none", "file"] = "auto"
+    """What limits the loss to the concept: an alpha channel or NAME.mask.png beside a picture where there is one (auto), or
+    in any case (file), or nothing (none)."""
+    learning_rate: float | None = None
+    """Length of the first step of each factor, or weight of encoder and U-Net; the scope's own where not given."""
+    word_rate: float | None = None
+    """Length of the first step of the word's residual in scope compact; the scope's own where not given."""
+    regularisation: float | None = None
+    """λ, the weight of the squared length of the word's offset; the domain's own where not given."""
+
+    def recipe(self, regularisation: float) -> Recipe:
+        """What is to be computed, with the scope's rates and the domain's λ where none is given.
+
+        Errors: `UserError` for an unknown scope or mask and for numbers out of range.
+        """
+        check_ranges(self)
+        scope = find_scope(self.scope)
+        if self.mask not in MASKS:
+            raise UserError(f"{self.mask!r} is unknown; choose one of {', '.join(MASKS)}.", "mask")
+        return Recipe(
+            self.scope,
+            self.steps,
+            self.batch_size,
+            scope.learning_rate if self.learning_rate is None else self.learning_rate,
+            scope.word_rate if self.word_rate is None else self.word_rate,
+            regularisation if self.regularisation is None else self.regularisation,
+        )
+
+
+@struct.dataclass
+class Recipe:
+    """What `tune_one` computes. Other rates and λ need no new compilation; all else does."""
+
+    scope: str = struct.field(pytree_node=False)
+    steps: int = struct.field(pytree_node=False)
+    batch_size: int = struct.field(pytree_node=False)
+    learning_rate: float | Float[Array, ""]
+    word_rate: float | Float[Array, ""]
+    regularisation: float | Float[Array, ""]
+
+
+class Views(NamedTuple):
+    """What tuning sees of one picture (or of several, with a leading axis): itself and its augmentations, as latents."""
+
+    latents: Float[Array, "*concepts views y x channels"]
+    clip: Float[Array, "*concepts states clip_width"]  # φ_clip of the picture itself
+    mask: Float[Array, "*concepts views y x"]  # ones where nothing is masked
+
+
+def start(method: Method, frozen: Frozen, scope: str, key: PRNGKeyArray) -> Trainable:
+    """The trainable part before the first step: Δ = 0, no residual, the domain's encoder.
+
+    Errors: `UserError` for an unknown scope.
+    """
+    row = find_scope(scope)
+    return Trainable(
+        init_factors(key, method.base.offset_kernels(frozen.unet), rank=row.rank),
+        encoder=frozen.encoder if row.encoder else None,
+        residual=jnp.zeros((method.base.text_width,)) if row.residual else None,
+        unet=frozen.unet if row.unet else None,
+    )
+
+
+def tune_one(
+    method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
+) -> tuple[Trainable, Float[Array, " steps"]]:
+    """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
+    start_key, draw_key = jax.random.split(key)
+    trainable = start(method, frozen, recipe.scope, start_key)
+    tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
+
+    def loss(trainable, frozen, batch, key):
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation)
+
+    def step(state, step_key):
+        view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
+        batch = draw_batch(views, prompts, view_key, prompt_key, recipe.batch_size)
+        state, metrics = update(loss, tx, state, frozen, batch, loss_key)
+        return state, metrics["loss"]
+
+    state, losses = jax.lax.scan(step, init_state(trainable, tx), jax.random.split(draw_key, recipe.steps))
+    return state.params, losses
+
+
+def draw_batch(views: Views, prompts: Prompts, view_key: PRNGKeyArray, prompt_key: PRNGKeyArray, batch_size: int) -> ConceptBatch:
+    """`batch_size` draws of a view and a prompt."""
+    which = jax.random.randint(view_key, (batch_size,), 0, views.latents.shape[0])
+    ids, placeholder = prompts
+    row = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
+    clip = jnp.broadcast_to(views.clip, (batch_size, *views.clip.shape))
+    return ConceptBatch(views.latents[which], clip, ids[row], placeholder[row], views.mask[which])
+
+
+@jax.jit
+def tune_many(
+    method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
+) -> tuple[Trainable, Float[Array, "concepts steps"]]:
+    """`tune_one` for many concepts in one compiled call; `views` and `prompts` have a leading axis of concepts."""
+    one = partial(tune_one, method, frozen, key=key, recipe=recipe)
+    return jax.vmap(lambda own_views, own_prompts: one(own_views, own_prompts))(views, prompts)

@@ -1,0 +1,187 @@
+"""Every file format that weights come in is read into the same tree, and what is wrong with one is said in one line."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.serialization import msgpack_serialize
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
+
+from e4t_jax import bases
+from e4t_jax.bases.stable_diffusion.names import to_torch
+from e4t_jax.errors import UserError
+from e4t_jax.testing import tiny_base
+
+
+@pytest.fixture(scope="module")
+def base_and_params():
+    return tiny_base()
+
+
+def tensors_of(params, part, dtype):
+    flat = flatten_dict(params[part], sep="/")
+    return {bases.torch_name(part, path): to_torch(path, np.asarray(leaf)).astype(dtype) for path, leaf in flat.items()}
+
+
+def write_sharded(folder, tensors, name="diffusion_pytorch_model", variant=""):
+    names = sorted(tensors)
+    shards = {f"{name}-0000{i + 1}-of-00002{variant}.safetensors": names[i::2] for i in range(2)}
+    for file, own in shards.items():
+        save_file({key: tensors[key] for key in own}, folder / file)
+    index = {"weight_map": {key: file for file, own in shards.items() for key in own}}
+    (folder / f"{name}.safetensors.index{variant}.json").write_text(json.dumps(index))
+
+
+def write_torch(folder, tensors, dtype="float32"):
+    torch = pytest.importorskip("torch")
+    kept = {key: torch.tensor(value).to(getattr(torch, dtype)) for key, value in tensors.items()}
+    torch.save(kept, folder / "diffusion_pytorch_model.bin")
+
+
+def write_bfloat16(folder, tensors):
+    import ml_dtypes
+
+    save_file(
+        {key: value.astype(ml_dtypes.bfloat16) for key, value in tensors.items()}, folder / "diffusion_pytorch_model.safetensors"
+    )
+
+
+FORMATS = {
+    "safetensors": (0, lambda folder, tensors: save_file(tensors, folder / "diffusion_pytorch_model.safetensors")),
+    "safetensors fp16": (
+        1e-3,
+        lambda folder, tensors: save_file(
+            {key: value.astype(np.float16) for key, value in tensors.items()},
+            folder / "diffusion_pytorch_model.fp16.safetensors",
+        ),
+    ),
+    "safetensors bfloat16": (1e-2, write_bfloat16),
+    "sharded": (0, write_sharded),
+    "sharded fp16": (0, lambda folder, tensors: write_sharded(folder, tensors, variant=".fp16")),
+    "bin": (0, write_torch),
+    "bin bfloat16": (1e-2, lambda folder, tensors: write_torch(folder, tensors, "bfloat16")),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format_gives_the_same_weights(base_and_params, tmp_path, form):
+    """Exact, or to the relative rounding of half precision."""
+    base, params = base_and_params
+    tolerance, write = FORMATS[form]
+    write(tmp_path, tensors_of(params, "unet", np.float32))
+    loaded = bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])
+    for before, after in zip(jax.tree.leaves(params["unet"]), jax.tree.leaves(loaded), strict=True):
+        np.testing.assert_allclose(after, before, rtol=tolerance, atol=1e-6 if tolerance else 0)
+
+
+def test_weights_of_flax_keep_their_names_and_layouts(base_and_params, tmp_path):
+    base, params = base_and_params
+    (tmp_path / "diffusion_flax_model.msgpack").write_bytes(msgpack_serialize(jax.tree.map(np.asarray, params["unet"])))
+    loaded = bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])
+    jax.tree.map(np.testing.assert_array_equal, loaded, params["unet"])
+
+
+def test_older_names_of_the_vae_are_known(base_and_params, tmp_path):
+    """Stable Diffusion's own VAE files say query, key, value and proj_attn."""
+    base, params = base_and_params
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = tensors_of(params, "vae", np.float32)
+    for new, old in older.items():
+        tensors = {key.replace(f".{new}.", f".{old}."): value for key, value in tensors.items()}
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
+    loaded = bases.load_part(tmp_path, "vae", base.param_shapes()["vae"])
+    jax.tree.map(np.testing.assert_array_equal, loaded, params["vae"])
+
+
+def test_a_whole_clip_model_serves_as_image_encoder(base_and_params, tmp_path):
+    """CLIP's repositories hold both halves in one file, the configurations nested."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    base, params = base_and_params
+    bases.save_folder(tmp_path / "base", base, {part: params[part] for part in ("vae", "unet", "text_encoder")})
+    ours = base.configs["image_encoder"]
+    vision = {name: value for name, value in ours.items() if name not in ("architectures", "projection_dim")}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=base.configs["text_encoder"], projection_dim=8)
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path / "clip")
+    loaded, weights = bases.load_folder(tmp_path / "base", image_encoder=tmp_path / "clip")
+    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    import torch
+
+    mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    pixels = torch.tensor(((pictures + 1) / 2 - mean) / deviation, dtype=torch.float32).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        theirs = model.get_image_features(pixel_values=pixels).numpy()
+    np.testing.assert_allclose(loaded.embed_image(weights["image_encoder"], pictures), theirs, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_bin_with_code_in_it_is_refused(base_and_params, tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"weights": subprocess.Popen}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"diffusion_pytorch_model.bin is damaged or holds more than tensors"):
+        bases.load_part(tmp_path, "unet", base_and_params[0].param_shapes()["unet"])
+
+
+def test_damage_is_named_in_one_line(base_and_params, tmp_path):
+    base, params = base_and_params
+    shapes = base.param_shapes()["unet"]
+    tensors = tensors_of(params, "unet", np.float32)
+    write_sharded(tmp_path, tensors)
+    (tmp_path / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(UserError, match=r"00002-of-00002.safetensors does not exist though .* names it"):
+        bases.load_part(tmp_path, "unet", shapes)
+    save_file(
+        {**tensors, "conv_in.weight": tensors["conv_in.weight"][:, :2].copy()}, tmp_path / "diffusion_pytorch_model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"conv_in.weight has shape .* promises"):
+        bases.load_part(tmp_path, "unet", shapes)
+
+
+def test_another_architecture_is_refused(base_and_params, tmp_path):
+    base, params = base_and_params
+    bases.save_folder(tmp_path, base, params)
+    path = tmp_path / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "addition_embed_type": "text_time"}))
+    with pytest.raises(UserError, match=r"unet/config.json describes .*addition_embed_type; only Stable Diffusion 1.x and 2.x"):
+        bases.load_folder(tmp_path)
+
+
+def test_a_name_that_leads_nowhere_is_said_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"--base nowhere: no such folder, and not a Hub id"):
+        bases.find_folder("nowhere", "--base")
+    with pytest.raises(UserError, match=r"--base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
+        bases.find_folder("owner/model-that-is-not-there", "--base")
+
+
+def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path):
+    """The Hub's own layout of its cache, read in a process of its own, since the library reads its settings at import."""
+    base, params = base_and_params
+    snapshot = tmp_path / "models--owner--tiny" / "snapshots" / ("0" * 40)
+    bases.save_folder(snapshot, base, params)
+    reference = tmp_path / "models--owner--tiny" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("0" * 40)
+    code = "from e4t_jax.bases import find_folder; print(find_folder('owner/tiny', '--base'))"
+    environment = {**__import__("os").environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(snapshot)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("sd15", (859.5, 83.7, 123.1)), ("sd21", (865.9, 83.7, 340.4))])
+def test_true_geometries_have_the_known_numbers_of_weights(name, millions):
+    """Millions of weights of U-Net, VAE and text encoder, as the models' cards state them; F = 10,880."""
+    from e4t_jax.creatures.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(bases.TEXT_LENGTH, bases.VOCABULARY)
+    assert (len(tokenizer), tokenizer.eos_token_id) == (49408, 49407)
+    base = bases.StableDiffusion(bases.geometry(name, "vit-h14"), tokenizer)
+    shapes = base.param_shapes()
+    counted = [sum(leaf.size for leaf in jax.tree.leaves(shapes[part])) / 1e6 for part in ("unet", "vae", "text_encoder")]
+    np.testing.assert_allclose(counted, millions, atol=0.06)
+    assert base.feature_width == 10_880
+    assert (base.image_size, base.latent_shape) == {"sd15": (512, (64, 64, 4)), "sd21": (768, (96, 96, 4))}[name]

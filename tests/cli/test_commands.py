@@ -1,0 +1,224 @@
+"""The command lines: every script explains itself, and a user's mistake is one line and a non-zero exit."""
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = {
+    "train.base": "--check",
+    "train.judges": "--seed",
+    "train.pretrain": "--resume",
+    "train.tune": "--images",
+    "train.import_reference": "--reference",
+    "infer.generate": "--prompts",
+    "infer.evaluate": "--concepts",
+    "infer.export": "--format",
+    "infer.demo": "--seed",
+}
+
+
+def call(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(("script", "option"), SCRIPTS.items())
+def test_help_explains_every_option(script, option):
+    done = call(script, "--help")
+    assert done.returncode == 0
+    assert "--out" in done.stdout and option in done.stdout
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
+def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
+    from e4t_jax.cli import command
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(command.Command):
+        """A script."""
+
+        batch_size: int = 16
+
+    def main(config: Config) -> None:
+        raise error
+
+    monkeypatch.setitem(main.__annotations__, "config", Config)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit, match="out of memory; lower --batch-size"):
+        command.run(main)
+
+
+def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
+    """The main path on a tiny domain, run twice: the same seed gives the same files."""
+    from pathlib import Path
+
+    from e4t_jax import bases
+    from e4t_jax.cli import generate, tune
+    from e4t_jax.domain import Domain
+    from e4t_jax.domain_files import save_domain
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    base, params = bases.load_folder(tmp_path / "base")
+    save_domain(
+        tmp_path / "domain", Domain(str(tmp_path / "base"), "creature", base, params, domain.encoder, domain.factors, domain.scale)
+    )
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 40, 32, 3), np.uint8)
+    pictures = [tmp_path / "venus.png", tmp_path / "ada.png"]
+    for path, picture in zip(pictures, pixels, strict=True):
+        Image.fromarray(picture).save(path)
+    written = []
+    for turn in ("first", "second"):
+        out = tmp_path / turn
+        tune.main(tune.Config(tuple(pictures), out / "concepts", domain=str(tmp_path / "domain"), steps=2))
+        files = tuple(out / "concepts" / f"{name}.safetensors" for name in ("venus", "ada"))
+        prompts = ("a photo of *s", "*s in the snow")
+        generate.main(generate.Config(files, prompts, out / "pictures", domain=str(tmp_path / "domain"), steps=2))
+        names = sorted(path for path in Path(out).rglob("*") if path.suffix in (".png", ".safetensors"))
+        written.append({path.relative_to(out): path.read_bytes() for path in names})
+    assert len(written[0]) == 2 + 4 + 1
+    assert written[0] == written[1]
+
+
+def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
+    """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
+    from e4t_jax import bases
+    from e4t_jax.cli import pretrain
+    from e4t_jax.domain_files import load_domain
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    (tmp_path / "pictures").mkdir()
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}", "batch_size": 2, "template": "neutral"}
+    for name in ("jit", "pmap"):
+        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", steps=4, parallel=name, **common))
+    written = load_domain(tmp_path / "jit")
+    assert written.domain_token == "creature" and written.template == "neutral"
+    assert (tmp_path / "jit" / "encoder.safetensors").read_bytes() != (tmp_path / "pmap" / "encoder.safetensors").read_bytes()
+
+    whole = pretrain.training_batches
+
+    def stop_after_three(*arguments, **options):
+        yield from itertools.islice(whole(*arguments, **options), 3)
+        raise KeyboardInterrupt
+
+    stopped = pretrain.Config(tmp_path / "again", work=tmp_path / "work_again", steps=4, checkpoint_every=2, **common)
+    monkeypatch.setattr(pretrain, "training_batches", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(stopped)
+    assert not (tmp_path / "again" / "domain.json").exists()
+    monkeypatch.setattr(pretrain, "training_batches", whole)
+    pretrain.main(dataclasses.replace(stopped, resume=True))
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train.tune", "--images", "a.png", "--out", "{}/o", "--domain", "{}/nowhere"), "nowhere"),
+        (("train.tune", "--images", "x/a.png", "y/a.png", "--out", "{}/o"), "--images holds two files of one name"),
+        (("train.tune", "--images", "a.png", "--out", "/proc/o"), "Cannot write /proc/o"),
+        (("train.pretrain", "--base", "{}/nowhere", "--out", "{}/o"), "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_status(arguments, said, tmp_path):
+    done = call(*(argument.format(tmp_path) for argument in arguments))
+    assert done.returncode == 1
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_base_is_trained_and_written(tmp_path):
+    """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
+    from e4t_jax import bases
+    from e4t_jax.cli import base
+
+    steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
+    config = base.Config(tmp_path / "base", work=tmp_path / "work", pictures=64, batch_size=16, **steps)
+    base.main(config)
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+    loaded, params = bases.load_folder(tmp_path / "base")
+    assert set(params) == {"vae", "unet", "text_encoder", "image_encoder"}
+    assert loaded.scaling_factor != 1.0
+    base.main(config)
+    assert written == {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+
+
+def test_judges_are_trained_and_written(tmp_path):
+    from e4t_jax.cli import judges
+    from e4t_jax.creatures.judges import load_judges
+
+    steps = {"identity_steps": 2, "scene_steps": 2, "attribute_steps": 2}
+    judges.main(judges.Config(tmp_path, identities=64, scenes=256, creatures=256, **steps))
+    assert set(load_judges(tmp_path)) == {"identity", "scene", "attributes"}
+
+
+def test_evaluate_and_demo_write_what_they_promise(tmp_path):
+    """On the shipped domain: every key of the contract, a report, pictures and concept files; a share is a share."""
+    from e4t_jax.cli import demo, evaluate
+
+    evaluate.main(evaluate.Config(tmp_path / "evaluate", concepts=2, steps=1, sampling_steps=2))
+    demo.main(demo.Config(tmp_path / "demo", concepts=2, steps=1, sampling_steps=2))
+    keys = {"identity_top1", "identity_similarity", "context_top1", "style_top1", "text_similarity", "image_similarity"}
+    keys |= {"seconds_per_concept", "bytes_per_concept", "judge_identity_top1", "judge_context_top1"}
+    keys |= {"attributes", "attributes_mean", "sharpness"}
+    for folder in (tmp_path / "evaluate", tmp_path / "demo"):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert keys <= set(metrics)
+        assert all(0 <= value <= 1 for key, value in metrics.items() if key.endswith("_top1"))
+        assert metrics["judge_identity_top1"] >= 0.95 and metrics["judge_context_top1"] >= 0.95
+        assert len(list((folder / "concepts").glob("*.safetensors"))) == 2
+        # What was tuned on is a bare picture.
+        assert len(list((folder / "given").iterdir())) == 2
+        with Image.open(folder / "grid.png") as grid:
+            assert min(grid.size) > 3 * 64
+    assert metrics["prompts"]
+    assert "attributes.ears" in (tmp_path / "evaluate" / "report.md").read_text()
+    metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    assert metrics["settings"]["given"] == "picture" and "identity_top1" in metrics["any_style"]
+
+
+def test_a_trial_tunes_as_the_command_line_does(tmp_path):
+    """The same picture by `train.tune` with its defaults gives the same concept file, byte by byte."""
+    from e4t_jax.cli import tune
+    from e4t_jax.creatures.trial import held_out, personalise
+    from e4t_jax.domain_files import load_domain
+
+    personalise(load_domain("creatures"), held_out(0, 1, split="validation"), tmp_path / "trial")
+    name = "validation_0_000"
+    tune.main(tune.Config((tmp_path / "trial" / "given" / f"{name}.png",), tmp_path / "cli"))
+    written = [folder / f"{name}.safetensors" for folder in (tmp_path / "trial" / "concepts", tmp_path / "cli")]
+    assert written[0].read_bytes() == written[1].read_bytes()
+
+
+def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path):
+    """In the user's cache folder; the child's own environment names none."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": os.getcwd()}
+    source = """
+from dataclasses import dataclass
+import jax
+from e4t_jax.cli.shared import Command, run
+
+@dataclass(frozen=True)
+class Config(Command):
+    "A script that compiles something."
+
+def main(config: Config) -> None:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((8, 8)))
+
+run(main)
+"""
+    (tmp_path / "script.py").write_text(source)
+    for flags, kept in ((["--no-cache"], False), ([], True)):
+        subprocess.run([sys.executable, tmp_path / "script.py", *flags], env=environment, check=True, timeout=120)
+        assert (tmp_path / "cache" / "e4t-jax" / "compiled").exists() == kept

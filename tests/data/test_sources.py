@@ -1,0 +1,78 @@
+"""Pictures for pretraining: every source gives the same kind of row, and batch k is batch k after a restart too."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from e4t_jax.data.sources import open_pictures, training_batches
+from e4t_jax.errors import UserError
+
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Seven pictures of different sizes, one with a mask beside it, and a file that is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "more").mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(7):
+        pixels = generator.integers(0, 255, (20 + index, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / ("more" if index > 4 else "") / f"{index}.png")
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "0.mask.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def fake_tokenize(prompts):
+    """The length of each prompt as its only token."""
+    ids = np.array([[len(prompt)] for prompt in prompts], np.int32)
+    return ids, ids > 0
+
+
+def read(pictures, count, first=0, **options):
+    batches = training_batches(pictures, fake_tokenize, ["*s", "a photo of *s"], 3, 5, first=first, **options)
+    return [next(batches) for _ in range(count)]
+
+
+def test_folder_rows_are_square_pictures_with_masks(folder, tmp_path):
+    pictures = open_pictures(f"folder:{folder}", SIZE, tmp_path)
+    assert len(pictures) == 7
+    rows = [pictures[index] for index in range(7)]
+    assert all(row["image"].shape == (SIZE, SIZE, 3) and row["image"].dtype == np.float32 for row in rows)
+    assert all(np.abs(row["image"]).max() <= 1 for row in rows)
+    assert (rows[0]["mask"] == 0).all() and all((row["mask"] == 1).all() for row in rows[1:])
+
+
+def test_batches_go_on_where_a_run_stopped(folder, tmp_path):
+    pictures = open_pictures(f"folder:{folder}", SIZE, tmp_path)
+    whole, rest = read(pictures, 6), read(pictures, 2, first=4)
+    for old, new in zip(whole[4:], rest, strict=True):
+        for name in old:
+            np.testing.assert_array_equal(old[name], new[name])
+    assert any((whole[0]["image"] != batch["image"]).any() for batch in whole[1:])
+    assert {int(one) for batch in whole for one in batch["ids"].ravel()} == {len("*s"), len("a photo of *s")}
+
+
+def test_a_batch_larger_than_the_data_is_a_mistake(folder, tmp_path):
+    with pytest.raises(UserError, match="--batch-size 9 is more than the 7 pictures"):
+        training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], 9, 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("photos", "--data 'photos' is unknown"),
+        ("folder:", "is unknown"),
+        ("folder:/nowhere/at/all", "is no folder"),
+        ("tfds:no_such_data_set", "tfds:no_such_data_set cannot be opened"),
+    ],
+)
+def test_mistakes_name_the_flag(spec, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        open_pictures(spec, SIZE, tmp_path)
+
+
+def test_an_empty_folder_is_a_mistake(tmp_path):
+    with pytest.raises(UserError, match="holds no picture"):
+        open_pictures(f"folder:{tmp_path}", SIZE, tmp_path)

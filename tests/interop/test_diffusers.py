@@ -1,0 +1,173 @@
+"""What is exported loads in diffusers' own PyTorch pipelines and draws there what it draws here."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e4t_jax import bases
+from e4t_jax.cli import export
+from e4t_jax.concept import Concept, save_concept
+from e4t_jax.domain import Domain
+from e4t_jax.domain_files import load_domain, save_domain
+from e4t_jax.errors import UserError
+from e4t_jax.interop.diffusers import constant_word, lora, merged_base
+from e4t_jax.objective import Trainable, effective_unet
+from e4t_jax.offsets import init_factors
+
+torch = pytest.importorskip("torch")
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def concept(domain):
+    """A concept whose offsets and residual are random and not small."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    factors = init_factors(keys[0], domain.base.offset_kernels(domain.base.param_shapes()["unet"]), rank=1)
+    factors = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(keys[1], leaf.shape), factors)
+    residual = jax.random.normal(keys[2], (domain.base.text_width,))
+    folded = jnp.linspace(-1, 1, domain.base.clip_width)
+    return Concept("venus", "compact", domain.fingerprint, Trainable(factors, residual=residual), folded)
+
+
+def starting_noise(domain, prompts, seed=0):
+    """The noise of `Domain.generate`, in PyTorch's layout."""
+    noise_key, _ = jax.random.split(jax.random.key(seed))
+    noise = jax.random.normal(noise_key, (1, prompts, *domain.base.latent_shape))[0]
+    return torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
+
+
+def draw_in_pytorch(pipeline, prompts, noise, guidance):
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(prompts, latents=noise, num_inference_steps=STEPS, guidance_scale=guidance, output_type="np").images
+    return np.round(drawn * 255).astype(int)
+
+
+@pytest.mark.parametrize(("scheduler", "sampling"), [("DDIMScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpm++2m")])
+def test_text_to_image_matches_pytorch(domain, tmp_path, scheduler, sampling):
+    """The whole pipeline from the same noise: every pixel within 2 of 255."""
+    import diffusers
+
+    configs = {**domain.base.configs, "scheduler": {**domain.base.scheduler, "_class_name": scheduler}}
+    text = {**configs["text_encoder"], "architectures": ["CLIPTextModel"]}
+    base = bases.StableDiffusion({**configs, "text_encoder": text}, domain.base.tokenizer)
+    text_encoder = {"text_model": domain.params["text_encoder"]["text_model"]}
+    kept = {"vae": domain.params["vae"], "unet": domain.params["unet"], "text_encoder": text_encoder}
+    bases.save_folder(tmp_path, base, kept, np.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    assert type(pipeline.scheduler).__name__ == scheduler
+    prompts = ["a photo of a red *s", "*s in the snow"]
+    spoken = [prompt.replace("*s", "creature") for prompt in prompts]
+    theirs = draw_in_pytorch(pipeline, spoken, starting_noise(domain, 2), 3.0)
+    whole = dataclasses.replace(domain, base=base)
+    assert np.abs(whole.generate_class(1, prompts, steps=STEPS, guidance=3.0)[0].astype(int) - theirs).max() <= 2
+    other = whole.generate_class(1, prompts, steps=STEPS, guidance=3.0, sampling=sampling)[0]
+    assert np.abs(other.astype(int) - theirs).max() <= 2
+    assert np.ptp(theirs) > 20
+
+
+def with_constant_word(domain, concept, word):
+    """A domain whose encoder is silent, and the concept whose residual says `word` at every step."""
+    encoder = {**domain.encoder, "final": jax.tree.map(jnp.zeros_like, domain.encoder["final"])}
+    own = domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id)
+    residual = (jnp.asarray(word) - own) / domain.scale
+    return dataclasses.replace(domain, encoder=encoder), concept._replace(trainable=concept.trainable._replace(residual=residual))
+
+
+def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
+    """`*s` simply works in a prompt: every pixel within 2 of 255 of ours with the same constant word."""
+    import diffusers
+
+    word = constant_word(domain, concept, steps=STEPS)
+    bases.save_folder(tmp_path, *merged_base(domain, concept, word), np.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
+    prompts = ["a photo of *s in the snow", "*s"]
+    theirs = draw_in_pytorch(pipeline, prompts, starting_noise(domain, 2), 3.0)
+    constant, said = with_constant_word(domain, concept, word)
+    ours = constant.generate([said], prompts, steps=STEPS, guidance=3.0)[0].astype(int)
+    assert np.abs(ours - theirs).max() <= 2
+    plain = draw_in_pytorch(pipeline, [prompt.replace("*s", "creature") for prompt in prompts], starting_noise(domain, 2), 3.0)
+    assert np.abs(plain - theirs).max() > 2
+
+
+def test_a_lora_of_full_rank_is_the_merged_model(domain, concept, tmp_path):
+    """Loaded by `load_lora_weights`: the U-Net's output within a relative 1e-3 of the merged weights' own."""
+    pytest.importorskip("peft")
+    import diffusers
+    from safetensors.numpy import save_file
+
+    bases.save_folder(tmp_path / "base", *merged_base(domain, concept._replace(trainable=Trainable()), np.zeros(16)), np.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    pipeline.unet.load_state_dict(
+        diffusers.UNet2DConditionModel.from_pretrained(save_unet(domain, tmp_path), local_files_only=True).state_dict()
+    )
+    update = lora(domain, concept, rank=64)
+    assert update.error < 1e-6
+    save_file(update.tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    pipeline.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((2, *domain.base.latent_shape)).astype(np.float32)
+    text = rng.standard_normal((2, 5, domain.base.unet.cross_attention_dim)).astype(np.float32)
+    t = np.array([10, 700])
+    with torch.no_grad():
+        theirs = pipeline.unet(torch.tensor(z).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(text)).sample
+    merged = effective_unet(concept.trainable, domain.frozen)
+    ours = np.asarray(jax.jit(lambda p: domain.base.denoise(p, z, jnp.asarray(t), text)[0])(merged))
+    theirs = theirs.permute(0, 2, 3, 1).numpy()
+    assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
+
+
+def save_unet(domain, folder):
+    """The base's own U-Net, without any offsets, as a folder."""
+    bases.save_part(folder / "plain", "unet", domain.params["unet"], np.float32)
+    config = {"_class_name": "UNet2DConditionModel", **domain.base.configs["unet"]}
+    bases.write_json(folder / "plain" / "unet" / "config.json", config)
+    return folder / "plain" / "unet"
+
+
+def test_a_higher_rank_misses_less(domain, concept):
+    errors = [lora(domain, concept, rank).error for rank in (1, 4, 16)]
+    assert 1 > errors[0] > errors[1] > errors[2]
+    with pytest.raises(UserError, match="--rank 0 is below 1"):
+        lora(domain, concept, 0)
+    with pytest.raises(UserError, match="scope full"):
+        lora(domain, concept._replace(trainable=Trainable(unet=domain.params["unet"])), 4)
+
+
+def test_the_constant_word_is_the_mean_of_the_words_said(domain, concept):
+    """Near every word of the walk, and not the domain's own."""
+    word = constant_word(domain, concept, steps=STEPS)
+    own = np.asarray(domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id))
+    assert word.shape == own.shape and np.abs(word - own).max() > 1e-2
+
+
+def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
+    import diffusers
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    base, params = bases.load_folder(tmp_path / "base")
+    save_domain(tmp_path / "domain", Domain(str(tmp_path / "base"), "creature", base, params, domain.encoder, domain.factors))
+    again = load_domain(tmp_path / "domain")
+    save_concept(tmp_path / "venus.safetensors", concept._replace(domain=again.fingerprint))
+    for form in ("diffusers", "lora", "embedding"):
+        common = {"format": form, "domain": str(tmp_path / "domain")}
+        export.main(export.Config(tmp_path / "venus.safetensors", tmp_path / form, **common))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "diffusers")
+    assert "*s" in pipeline.tokenizer.get_vocab()
+    assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["text_encoder"][1] == "CLIPTextModel"
+
+    plain = Concept("plain", "compact", again.fingerprint, Trainable(), concept.folded)
+    base_only = {part: params[part] for part in ("vae", "unet")}
+    text = {"text_model": params["text_encoder"]["text_model"]}
+    configs = {**base.configs, "text_encoder": {**base.configs["text_encoder"], "architectures": ["CLIPTextModel"]}}
+    bases.save_folder(tmp_path / "plain", bases.StableDiffusion(configs, base.tokenizer), {**base_only, "text_encoder": text})
+    assert plain.name == "plain"
+    other = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "plain")
+    other.load_textual_inversion(tmp_path / "embedding")
+    table = other.text_encoder.get_input_embeddings().weight
+    learned = table[other.tokenizer.convert_tokens_to_ids("*s")].detach().numpy()
+    merged = pipeline.text_encoder.get_input_embeddings().weight
+    np.testing.assert_allclose(learned, merged[pipeline.tokenizer.convert_tokens_to_ids("*s")].detach().numpy(), atol=1e-6)
