@@ -152,10 +152,10 @@ def test_another_architecture_is_refused(base_and_params, tmp_path):
 
 def test_a_name_that_leads_nowhere_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"--base nowhere: no such folder, and not a Hub id"):
-        bases.find_folder("nowhere", "--base")
-    with pytest.raises(UserError, match=r"--base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
-        bases.find_folder("owner/model-that-is-not-there", "--base")
+    with pytest.raises(UserError, match=r"base nowhere: no such folder, and not a Hub id"):
+        bases.find_folder("nowhere", "base")
+    with pytest.raises(UserError, match=r"base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
+        bases.find_folder("owner/model-that-is-not-there", "base")
 
 
 def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path):
