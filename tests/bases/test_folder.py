@@ -12,10 +12,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from e4t_jax import bases
-from e4t_jax.bases.tokenizers import tokenizer_of_words
-from e4t_jax.prompts import known_words
 from e4t_jax.bases.stable_diffusion.names import to_torch
+from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
+from e4t_jax.prompts import known_words
 from e4t_jax.testing import tiny_base
 
 
