@@ -1,7 +1,7 @@
 """Text-to-image models: what the method asks of one (`protocol`), where it is found (`registry`), and Stable Diffusion's."""
 
 from e4t_jax.bases.formats import Weights, load_pickled, read_json
-from e4t_jax.bases.hub import IMAGE_ENCODER_FILES, find_folder
+from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, Params
 from e4t_jax.bases.registry import load_base
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
@@ -10,7 +10,7 @@ from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, g
 from e4t_jax.bases.stable_diffusion.names import torch_name
 
 __all__ = [
-    "IMAGE_ENCODER_FILES",
+    "IMAGE_ENCODER",
     "TEXT_LENGTH",
     "VOCABULARY",
     "Base",

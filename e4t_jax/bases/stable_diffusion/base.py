@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Channel statistics of the pictures that CLIP was trained on (Radford et al. 2021).
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+_PROJECTION = 512  # the default of CLIP's configurations
 # Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
 _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
 
@@ -142,7 +143,7 @@ class StableDiffusion:
                 ("image_encoder", "visual_projection", self.clip_width),
             ):
                 if self.has_projection(part):
-                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part]["projection_dim"]))}
+                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part].get("projection_dim", _PROJECTION)))}
             return params
 
         return jax.eval_shape(init)
