@@ -130,6 +130,8 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
         warnings.warn(f"{_FILE}: {named} is not implemented; where no sampler is named, ddim takes its place.", stacklevel=2)
     limited = _check_options(given)
     options = {**_BETAS, "prediction_type": "epsilon", **given}
+    if isinstance(given.get("trained_betas"), list) and "num_train_timesteps" not in given:
+        options["num_train_timesteps"] = len(given["trained_betas"])
     alphas_cumprod = np.cumprod(1 - _betas(options))
     if options.get("rescale_betas_zero_snr"):
         if SCHEDULERS.get(str(named)) == _PNDM:

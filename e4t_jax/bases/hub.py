@@ -42,9 +42,9 @@ def find_folder(name: str | Path, argument: str, needs: Needs = BASE) -> Path:
     Errors: `UserError` when it is neither, and when files that it needs are neither in the cache nor to be had.
     """
     path = Path(name)
-    if path.is_dir():
+    if str(name) and path.is_dir():
         return path
-    if path.exists():
+    if str(name) and path.exists():
         raise UserError(f"{name} is a file; give the folder of a model, or a Hub id such as owner/model.", argument)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
         raise UserError(f"{name}: no such folder, and not a Hub id such as owner/model; check the spelling.", argument)

@@ -116,7 +116,8 @@ def lora(domain: Domain, concept: Concept, rank: int | None = None, error: float
     parts = {path: np.linalg.svd(change, full_matrices=False) for path, change in changes.items()}
     # What every rank misses, over all kernels: readers take ONE rank for all of them and scale by it.
     largest = max(len(sizes) for _, sizes, _ in parts.values())
-    squares = sum(np.pad(np.square(sizes, dtype=np.float64), (0, largest - len(sizes))) for _, sizes, _ in parts.values())
+    padded = [np.pad(np.square(sizes, dtype=np.float64), (0, largest - len(sizes))) for _, sizes, _ in parts.values()]
+    squares = np.sum(padded, axis=0)
     missed = np.sqrt(np.append(squares[::-1].cumsum()[::-1], 0) / max(squares.sum(), 1e-300))
     rank = min(rank, largest) if rank is not None else max(1, int(np.argmax(missed <= error)))
     tensors: dict[str, np.ndarray] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,10 @@ def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: An
         write_json(folder / part / "config.json", config)
     write_json(folder / "scheduler" / "scheduler_config.json", dict(base.scheduler))
     save_tokenizer(base.tokenizer, folder / "tokenizer")
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", base.scheduler["_class_name"]]}
+    index |= {
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", base.scheduler.get("_class_name", "DDIMScheduler")],
+    }
     sealed = [path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in ("vocab.json", "merges.txt")]
     index[CHECKSUMS] = {path.relative_to(folder).as_posix(): file_digest(path) for path in sealed}
     write_json(folder / INDEX, index)
@@ -118,7 +122,9 @@ def load_folder(
     configs = {part: read_config(part, where) for part, where in folders.items()}
     check_together(configs, folder)
     configs["scheduler"] = read_scheduler(folder, index)
-    noise_schedule(configs["scheduler"])  # says what of it is not supported
+    with warnings.catch_warnings():  # said once, where the schedule is put to use
+        warnings.simplefilter("ignore")
+        noise_schedule(configs["scheduler"])  # says what of it is not supported
     text = StableDiffusion(configs, None).text
     tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
     weights = {part: open_weights(where, part) for part, where in folders.items()}
