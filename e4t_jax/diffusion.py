@@ -87,6 +87,8 @@ _HONOURED = frozenset(
 _STEPS_OFFSET = 1  # what StableDiffusionPipeline reads into every configuration, whatever it says
 _FILE = "scheduler_config.json"
 
+Timesteps = Int[Array, " batch"] | Int[Array, ""]
+
 
 @struct.dataclass
 class NoiseSchedule:
@@ -192,7 +194,7 @@ def add_noise(
     schedule: NoiseSchedule,
     z0: Float[Array, "batch height width channels"],
     noise: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """The forward process in one jump: z_t = α_t z_0 + σ_t ε (arXiv 2006.11239, eq. 4)."""
     alpha, sigma = alpha_sigma(schedule, t, z0.ndim)
@@ -203,7 +205,7 @@ def training_target(
     schedule: NoiseSchedule,
     z0: Float[Array, "batch height width channels"],
     noise: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """What the model should answer: ε, or v_t = α_t ε - σ_t z_0 (arXiv 2202.00512, appendix D)."""
     if schedule.prediction_type == "epsilon":
@@ -233,7 +235,7 @@ def predicted_clean(
     schedule: NoiseSchedule,
     z_t: Float[Array, "batch height width channels"],
     output: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """ẑ_0, the clean latents that the raw output (ε or v) at (z_t, t) stands for; see `clean_and_noise`."""
     return clean_and_noise(schedule.prediction_type, z_t, output, *alpha_sigma(schedule, t, z_t.ndim))[0]
@@ -243,7 +245,7 @@ def predicted_noise(
     schedule: NoiseSchedule,
     z_t: Float[Array, "batch height width channels"],
     output: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """ε̂, the noise that the raw output (ε or v) at (z_t, t) stands for; see `clean_and_noise`."""
     return clean_and_noise(schedule.prediction_type, z_t, output, *alpha_sigma(schedule, t, z_t.ndim))[1]

@@ -43,7 +43,7 @@ def read_image(
         alpha = None if alpha.getextrema() == (255, 255) else alpha
     sidecar = Path(source).with_name(f"{Path(source).stem}.mask.png") if isinstance(source, str | Path) else None
     if use_mask and sidecar is not None and sidecar.exists():
-        name, alpha = str(sidecar), _to_8_bits(_open(sidecar), str(sidecar)).convert("L")
+        alpha = _to_8_bits(_open(sidecar), str(sidecar)).convert("L")
         if alpha.size != picture.size:
             raise UserError(f"{sidecar} is {_sizes(alpha)}, {source} is {_sizes(picture)}; make them the same size.")
     alpha = alpha if use_mask else None
