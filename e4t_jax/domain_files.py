@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
-from e4t_jax.bases import Params, load_base
+from e4t_jax.bases import CLIP_FEATURES, Params, load_base
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.ranges import check_range
@@ -111,7 +111,7 @@ def _read_options(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{path}: {error}") from None
     if not isinstance(facts.get("digests", {}), dict):
         raise UserError(f"{path}: digests = {facts['digests']!r} is of the wrong kind; {mend}.")
-    if facts["clip_features"] not in ("layers", "tokens"):
+    if facts["clip_features"] not in CLIP_FEATURES:
         raise UserError(f"{path}: clip_features = {facts['clip_features']!r} is unknown; update e4t-jax.")
     return {name: facts[name] for name in _OPTIONS}
 

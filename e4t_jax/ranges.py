@@ -43,7 +43,8 @@ RANGES: dict[str, Range] = {
     "guidance": Range(-100, 1000),
     "scale": Range(0, 1000, open_low=True),
     "sampling_steps": Range(1, 10_000),
-    "rank": Range(1, 10_000),
+    "rank": _COUNT,  # beyond a kernel's smaller side it gains nothing, and is not taken
+    "error": Range(0, 1),
     "concepts": Range(1, 1_000_000),
     "prompts": Range(1, 1000),
     "checkpoint_every": _COUNT,
