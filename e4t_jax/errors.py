@@ -10,6 +10,16 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str, argument: str | None = None):
+        # A file's name may hold line breaks, and what other libraries say of it too.
+        message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
         super().__init__(f"{argument}: {message}" if argument else message)
         self.message = message
         self.argument = argument
+
+
+class Stopped(Exception):
+    """A training that was asked to stop, and did, after saving `step`."""
+
+    def __init__(self, step: int):
+        super().__init__(f"stopped at step {step}")
+        self.step = step
