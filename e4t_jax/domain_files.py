@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from e4t_jax import registry
 from e4t_jax.bases import Params, load_base
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
+from e4t_jax.prompts import TEMPLATES
 from e4t_jax.ranges import check_range
 from e4t_jax.storage import (
     FORMAT,
@@ -35,7 +35,6 @@ from e4t_jax.storage import (
     unpack,
     write_files,
 )
-from e4t_jax.training.pretrain import init_trainable
 
 _KIND = "e4t domain"
 _TENSORS = ("encoder", "offsets")
@@ -75,7 +74,7 @@ def save_domain(folder: str | Path, domain: Domain, dtype: Any = np.float16) -> 
     facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     facts["base_fingerprint"] = base_fingerprint(domain.params)
     facts["digests"] = {path.name: digest(content) for path, content in contents.items() if isinstance(content, bytes)}
-    if Path(domain.base_name).is_dir() and not registry.find("base", domain.base_name):
+    if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
         # Found from any folder, and after both were moved together.
         facts["base"] = str(Path(domain.base_name).absolute())
         facts["base_beside"] = os.path.relpath(facts["base"], folder.absolute())
@@ -114,14 +113,20 @@ def load_domain(name: str | Path = "creatures") -> Domain:
 
 def _check_fits(path: Path, domain: Domain) -> None:
     """Errors: `UserError` for a domain token that is none, and for an encoder or offsets of other shapes than the base asks for."""
-    promised = jax.eval_shape(partial(init_trainable, domain.method), jax.random.key(0))
+    method, base = domain.method, domain.base
     found = jax.tree.map(lambda leaf: leaf.shape, domain.encoder)
-    if found != jax.tree.map(lambda leaf: leaf.shape, promised.encoder):
+    hidden = domain.encoder.get("unet_hidden")
+    # The width of φ_unet, which the base would take seconds to tell.
+    width = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
+    clip, features = jnp.zeros((1, base.feature_count(domain.clip_features), base.clip_width)), jnp.zeros((1, *width))
+    promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
+    if found != jax.tree.map(lambda leaf: leaf.shape, promised):
         raise UserError(f"{path.parent / 'encoder.safetensors'} does not fit base and clip_features of {path.name}; {_MEND}.")
+    kernels = base.offset_kernels(domain.params["unet"])
     for name, pair in domain.factors.items():
-        shapes = {side: leaf.shape for side, leaf in pair.items()} if isinstance(pair, dict) else {}
-        kernel = promised.factors.get(name)
-        if kernel is None or any(shapes.get(side, ())[:1] != leaf.shape[:1] for side, leaf in kernel.items()):
+        shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
+        kernel = kernels.get(name)
+        if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
             raise UserError(f"{path.parent / 'offsets.safetensors'} does not fit the base: {_short(name)}; {_MEND}.")
 
 
@@ -148,6 +153,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} lacks {missing[0]!r}; {_MEND}.")
     if facts["format"] < 1:
         raise UserError(f"{path} has format {_short(number)}, and there is none below 1; {_MEND}.")
+    if facts["template"] not in TEMPLATES:
+        raise UserError(f"{path}: template = {_short(facts['template'])} is unknown; update e4t-jax.")
     if facts["clip_features"] not in ("layers", "tokens"):
         raise UserError(f"{path}: clip_features = {_short(facts['clip_features'])} is unknown; update e4t-jax.")
     return facts
@@ -175,8 +182,8 @@ def _short(value: Any, most: int = 60) -> str:
 
 def _base_of(folder: Path, facts: dict[str, Any]) -> str:
     beside = facts.get("base_beside")
-    if beside and not Path(facts["base"]).is_dir() and (folder / str(beside)).is_dir():
-        return str(folder / str(beside))
+    if beside and not os.path.isdir(facts["base"]) and os.path.isdir(folder / beside):
+        return str(folder / beside)
     return facts["base"]
 
 

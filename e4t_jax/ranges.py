@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
 from e4t_jax.errors import UserError
@@ -26,7 +25,7 @@ class Range:
     open_low: bool = False
     whole: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         # No NaN is within any bounds, and no infinity within these.
         return self.low <= value <= self.high and not (self.open_low and value == self.low) and not (self.whole and value % 1)
 
@@ -72,8 +71,15 @@ _LONGEST = 40  # of a number that is said again
 def check_range(name: str, value: Any, within: Range | None = None) -> None:
     """Errors: `UserError` naming the argument when a number is not finite or out of its range; other values pass."""
     within = within or RANGES.get(name)
-    if within is None or isinstance(value, bool | jax.Array) or not isinstance(value, int | float | np.number):
-        return
+    if within is not None and _is_number(value):
+        _check_number(name, value, within)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _check_number(name: str, value: Any, within: Range) -> None:
     if value not in within:
         # Python itself refuses to write out an integer of thousands of digits.
         number = "the number" if abs(value) > 10**_LONGEST and isinstance(value, int) else str(value)

@@ -160,7 +160,7 @@ def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> P
         free = shutil.disk_usage(there).free
     except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, NotADirectoryError) or (folder.exists() and not folder.is_dir()):
+        if isinstance(error, NotADirectoryError) or os.path.isfile(folder):
             reason = "a file is in its place"
         raise UserError(f"Cannot write {folder}: {reason}; choose another folder.", argument) from None
     if free < needed + _SPARE:

@@ -71,7 +71,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         sys.exit(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
     except OSError as error:
         # Whatever no file's own reader or writer foresaw.
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
         sys.exit(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
         sys.exit("Stopped.")
