@@ -6,7 +6,7 @@ An argument of one name means one thing wherever it is taken: its range is here 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -88,14 +88,19 @@ def _check_number(name: str, value: Any, within: Range) -> None:
 
 
 def check_ranges(settings: Any) -> None:
-    """`check_range` for every number among the fields of a dataclass, and of the dataclasses among them.
+    """`check_range` for every number among the fields of a dataclass, and of the dataclasses among them; of a field that is one of
+    some words (`Literal`), that it is.
 
     `STEPS_OF`, where a dataclass has it, says whose its `steps` are: "sampling" or "training"; those of a tuning where not.
     """
+    kinds = get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
+        words = get_args(kinds[field.name]) if get_origin(kinds[field.name]) is Literal else ()
         value = getattr(settings, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             check_ranges(value)
+        elif words and value not in words:
+            raise UserError(f"{str(value)[:60]!r} is unknown; choose one of {', '.join(words)}.", field.name)
         elif field.name == "steps":
             check_range("steps", value, _STEPS[getattr(settings, "STEPS_OF", "tuning")])
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -121,7 +122,12 @@ class Checkpoints:
 
         Errors: `UserError` when it cannot be written.
         """
-        with _one_line(f"Cannot write a checkpoint to {self.folder}", "free some space and resume"):
+        with (
+            contextlib.ExitStack() as half_written,
+            _one_line(f"Cannot write a checkpoint to {self.folder}", "free some space and resume"),
+        ):
+            # It may be what fills the disk.
+            half_written.callback(self._clear_temporary)
             # Those passed over are of no use, and newer than what is to be saved: the store takes no step before its last.
             for damaged in sorted(self._passed_over & set(self._manager.all_steps())):
                 self._manager.delete(damaged)
@@ -147,6 +153,10 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _clear_temporary(self) -> None:
+        for path in self.folder.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _digests(self, step: int) -> dict[str, str]:
         root = self.folder / str(step)
