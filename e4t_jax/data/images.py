@@ -176,7 +176,7 @@ def _deep_to_rgba(picture: Image.Image, name: str) -> Image.Image:
 
 def _lab_to_rgb(picture: Image.Image) -> Image.Image:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    turned = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB")
+    turned = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB", flags=ImageCms.Flags.NOOPTIMIZE)
     assert turned is not None  # only in place is nothing returned
     return turned
 
