@@ -34,6 +34,8 @@ UNSUPPORTED = (
     "use_flow_sigmas",
 )
 
+Timesteps = Int[Array, " batch"] | Int[Array, ""]
+
 
 @struct.dataclass
 class NoiseSchedule:
@@ -107,7 +109,7 @@ def add_noise(
     schedule: NoiseSchedule,
     z0: Float[Array, "batch height width channels"],
     noise: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """The forward process in one jump: z_t = α_t z_0 + σ_t ε (arXiv 2006.11239, eq. 4)."""
     alpha, sigma = alpha_sigma(schedule, t, z0.ndim)
@@ -118,7 +120,7 @@ def training_target(
     schedule: NoiseSchedule,
     z0: Float[Array, "batch height width channels"],
     noise: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """What the model should answer: ε, or v_t = α_t ε - σ_t z_0 (arXiv 2202.00512, appendix D)."""
     if schedule.prediction_type == "epsilon":
@@ -148,7 +150,7 @@ def predicted_clean(
     schedule: NoiseSchedule,
     z_t: Float[Array, "batch height width channels"],
     output: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """ẑ_0, the clean latents that the raw output (ε or v) at (z_t, t) stands for; see `clean_and_noise`."""
     return clean_and_noise(schedule.prediction_type, z_t, output, *alpha_sigma(schedule, t, z_t.ndim))[0]
@@ -158,7 +160,7 @@ def predicted_noise(
     schedule: NoiseSchedule,
     z_t: Float[Array, "batch height width channels"],
     output: Float[Array, "batch height width channels"],
-    t: Int[Array, "batch"],
+    t: Timesteps,
 ) -> Float[Array, "batch height width channels"]:
     """ε̂, the noise that the raw output (ε or v) at (z_t, t) stands for; see `clean_and_noise`."""
     return clean_and_noise(schedule.prediction_type, z_t, output, *alpha_sigma(schedule, t, z_t.ndim))[1]

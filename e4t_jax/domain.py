@@ -71,7 +71,9 @@ class Domain:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint({"conv_in": self.params["unet"]["conv_in"]}, self.encoder, self.factors)
+        unet = self.params["unet"]
+        # Stable Diffusion's first layer tells its versions apart; of another model, all is read.
+        return fingerprint({"conv_in": unet["conv_in"]} if "conv_in" in unet else unet, self.encoder, self.factors)
 
     def tune(
         self,

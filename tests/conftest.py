@@ -1,5 +1,6 @@
-"""Settings of all tests: two host devices, and compiled programs kept between runs."""
+"""Settings of all tests: two host devices, shapes and dtypes checked, compiled programs kept between runs but not between modules."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -9,9 +10,22 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from jaxtyping import install_import_hook
+
+# Every function of the package checks the shapes and dtypes of its signature, in tests.
+install_import_hook("e4t_jax", "typechecker.check")
+
 import jax
 import jax.numpy as jnp
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """They pile up to gigabytes over the modules of a worker."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

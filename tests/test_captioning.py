@@ -62,7 +62,7 @@ def test_place_and_medium_are_read_off_pictures_in_any_style():
     captions = [one for row in scene_captions("creature") for one in row]
     ids, placeholder = (jnp.asarray(part).reshape(len(STYLES), len(CONTEXTS), -1) for part in creatures.tokenize(captions))
     pictures = as_floats(trial.pictures)
-    latents = creatures.base.encode(creatures.params["vae"], pictures)
+    latents = creatures.base.encode(creatures.params["vae"], jnp.asarray(pictures))
     clip = creatures.base.see(creatures.params["image_encoder"], pictures, creatures.clip_features)
 
     @jax.jit

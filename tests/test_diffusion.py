@@ -15,7 +15,7 @@ def draw(seed=0, batch=4):
     """Random clean latents, noise and timesteps."""
     rng = np.random.default_rng(seed)
     z0, noise = rng.standard_normal((2, batch, 4, 4, 3)).astype(np.float32)
-    return z0, noise, rng.integers(0, 1000, batch)
+    return jnp.asarray(z0), jnp.asarray(noise), jnp.asarray(rng.integers(0, 1000, batch))
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -55,7 +55,7 @@ def test_noising_and_targets_are_those_of_diffusers_to_1e_5(prediction_type):
     options = STABLE_DIFFUSION | {"prediction_type": prediction_type}
     schedule, reference = diffusion.noise_schedule(options), DDPMScheduler(**options)
     z0, noise, t = draw()
-    arguments = [torch.from_numpy(a) for a in (z0, noise, t)]
+    arguments = [torch.from_numpy(np.array(a)) for a in (z0, noise, t)]
     noised = reference.add_noise(*arguments).numpy()
     target = noise if prediction_type == "epsilon" else reference.get_velocity(*arguments).numpy()
     np.testing.assert_allclose(diffusion.add_noise(schedule, z0, noise, t), noised, rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ def features(seed=0):
     """Random φ_clip [b, L, D] and φ_unet [b, F]."""
     rng = np.random.default_rng(seed)
     shapes = (BATCH, LAYERS, WIDTH), (BATCH, FEATURES)
-    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    return tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
 
 
 def fresh_variables():

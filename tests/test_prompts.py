@@ -118,4 +118,4 @@ def test_inject_replaces_the_marked_words_and_no_others():
     marks = np.array([[0, 1, 0, 0, 1], [0, 0, 0, 0, 0]], bool)
     expected = words.copy()
     expected[0, [1, 4]] = concept[0]
-    np.testing.assert_array_equal(prompts.inject(jnp.asarray(words), jnp.asarray(marks), concept), expected)
+    np.testing.assert_array_equal(prompts.inject(jnp.asarray(words), jnp.asarray(marks), jnp.asarray(concept)), expected)

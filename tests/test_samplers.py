@@ -192,10 +192,10 @@ def test_half_precision_latents_stay_half_precision(method):
 @pytest.mark.parametrize(
     ("method", "steps", "message"),
     [
-        ("heun", 20, "Unknown sampler 'heun'; choose one of ddim"),
-        ("dpm++2m", 0, "0 sampling steps: .* 1 to 999"),
-        ("dpm++2m", 1000, "1000 sampling steps: .* 1 to 999"),
-        ("euler", 1001, "1001 sampling steps: .* 1 to 1000"),
+        ("heun", 20, "sampling: 'heun' is unknown; choose one of ddim"),
+        ("dpm++2m", 0, "steps: 0 is out of range: .* 1 to 999"),
+        ("dpm++2m", 1000, "steps: 1000 is out of range: .* 1 to 999"),
+        ("euler", 1001, "steps: 1001 is out of range: .* 1 to 1000"),
         ("pndm", 1000, "steps_offset 1, 1000 sampling steps"),
     ],
 )

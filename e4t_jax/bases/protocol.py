@@ -9,7 +9,7 @@ value, so that what was compiled for one serves its equal.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -20,6 +20,7 @@ Params = dict[str, Any]
 Conditioning = Any
 
 
+@runtime_checkable
 class Base(Protocol):
     """Encoder and decoder of pictures, two readers (of pictures and of words), and a denoiser."""
 

@@ -85,8 +85,10 @@ def write_pictures(trial: Trial, folder: Path, given: str) -> list[Path]:
     paths = [folder / f"{name}.png" for name in trial.names]
     for path, picture, mask in zip(paths, trial.pictures, trial.masks, strict=True):
         write_file(path, encode_png(picture))
+        sidecar = path.with_name(f"{path.stem}.mask.png")
+        sidecar.unlink(missing_ok=True)  # of an earlier trial that was told more
         if given in ("mask", "both"):
-            write_file(path.with_name(f"{path.stem}.mask.png"), encode_png(mask))
+            write_file(sidecar, encode_png(mask))
     return paths
 
 

@@ -53,16 +53,15 @@ def read_image(
         alpha = _to_mask(_open(mask, mask_name), mask_name)
         if alpha.size != picture.size:
             raise UserError(f"{mask_name} is {_sizes(alpha)}, {name} is {_sizes(picture)}; make them the same size.")
-        name = mask_name
     elif opaque:
         return _to_floats(_square(picture, size)), None
     box = alpha.point(lambda value: 255 * (value >= 128)).getbbox()
     if box is None:
-        raise UserError(f"{name}, as a mask, leaves nothing of the picture: it must be white, or opaque, where the concept is.")
+        raise UserError(f"The mask of {name} leaves nothing of the picture: it must be white, or opaque, where the concept is.")
     centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
     covered = np.asarray(_square(alpha, size, centre), np.float32) / 255
     if covered.max() < 0.5:
-        raise UserError(f"{name}, as a mask, leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
+        raise UserError(f"The mask of {name} leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
     return _to_floats(_square(picture, size, centre)), covered
 
 

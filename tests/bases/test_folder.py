@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 
 from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion.names import to_torch
+from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
+from e4t_jax.prompts import known_words
 from e4t_jax.testing import tiny_base
 
 
@@ -152,10 +154,10 @@ def test_another_architecture_is_refused(base_and_params, tmp_path):
 
 def test_a_name_that_leads_nowhere_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"--base nowhere: no such folder, and not a Hub id"):
-        bases.find_folder("nowhere", "--base")
-    with pytest.raises(UserError, match=r"--base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
-        bases.find_folder("owner/model-that-is-not-there", "--base")
+    with pytest.raises(UserError, match=r"base nowhere: no such folder, and not a Hub id"):
+        bases.find_folder("nowhere", "base")
+    with pytest.raises(UserError, match=r"base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
+        bases.find_folder("owner/model-that-is-not-there", "base")
 
 
 def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path):
@@ -175,9 +177,7 @@ def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path
 @pytest.mark.parametrize(("name", "millions"), [("sd15", (859.5, 83.7, 123.1)), ("sd21", (865.9, 83.7, 340.4))])
 def test_true_geometries_have_the_known_numbers_of_weights(name, millions):
     """Millions of weights of U-Net, VAE and text encoder, as the models' cards state them; F = 10,880."""
-    from e4t_jax.creatures.tokenizer import build_tokenizer
-
-    tokenizer = build_tokenizer(bases.TEXT_LENGTH, bases.VOCABULARY)
+    tokenizer = tokenizer_of_words(known_words(), bases.TEXT_LENGTH, bases.VOCABULARY)
     assert (len(tokenizer), tokenizer.eos_token_id) == (49408, 49407)
     base = bases.StableDiffusion(bases.geometry(name, "vit-h14"), tokenizer)
     shapes = base.param_shapes()

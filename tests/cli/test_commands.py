@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -63,6 +64,8 @@ def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
     from e4t_jax.cli import generate, tune
     from e4t_jax.domain import Domain
     from e4t_jax.domain_files import save_domain
+    from e4t_jax.sample import SampleSettings
+    from e4t_jax.training.tune import TuneSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
     base, params = bases.load_folder(tmp_path / "base")
@@ -76,10 +79,12 @@ def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
     written = []
     for turn in ("first", "second"):
         out = tmp_path / turn
-        tune.main(tune.Config(tuple(pictures), out / "concepts", domain=str(tmp_path / "domain"), steps=2))
+        tune.main(tune.Config(tuple(pictures), out / "concepts", domain=str(tmp_path / "domain"), tuning=TuneSettings(steps=2)))
         files = tuple(out / "concepts" / f"{name}.safetensors" for name in ("venus", "ada"))
         prompts = ("a photo of *s", "*s in the snow")
-        generate.main(generate.Config(files, prompts, out / "pictures", domain=str(tmp_path / "domain"), steps=2))
+        generate.main(
+            generate.Config(files, prompts, out / "pictures", domain=str(tmp_path / "domain"), drawing=SampleSettings(steps=2))
+        )
         names = sorted(path for path in Path(out).rglob("*") if path.suffix in (".png", ".safetensors"))
         written.append({path.relative_to(out): path.read_bytes() for path in names})
     assert len(written[0]) == 2 + 4 + 1
@@ -88,34 +93,40 @@ def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):
 
 def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
-    from e4t_jax import bases
+    from e4t_jax import bases, pretraining
     from e4t_jax.cli import pretrain
     from e4t_jax.domain_files import load_domain
+    from e4t_jax.training.pretrain import PretrainSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
     (tmp_path / "pictures").mkdir()
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
-    common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}", "batch_size": 2, "template": "neutral"}
+    common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}"}
+    common["domain"] = pretraining.DomainSettings(template="neutral")
+    settings = partial(PretrainSettings, steps=4, batch_size=2)
     for name in ("jit", "pmap"):
-        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", steps=4, parallel=name, **common))
+        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", training=settings(parallel=name), **common))
     written = load_domain(tmp_path / "jit")
     assert written.domain_token == "creature" and written.template == "neutral"
     assert (tmp_path / "jit" / "encoder.safetensors").read_bytes() != (tmp_path / "pmap" / "encoder.safetensors").read_bytes()
 
-    whole = pretrain.training_batches
+    whole = pretraining.training_batches
 
     def stop_after_three(*arguments, **options):
-        yield from itertools.islice(whole(*arguments, **options), 3)
+        rows = whole(*arguments, **options)
+        if options["first"] == 3:  # the look at the data before anything is compiled
+            yield from rows
+        yield from itertools.islice(rows, 3)
         raise KeyboardInterrupt
 
-    stopped = pretrain.Config(tmp_path / "again", work=tmp_path / "work_again", steps=4, checkpoint_every=2, **common)
-    monkeypatch.setattr(pretrain, "training_batches", stop_after_three)
+    stopped = pretrain.Config(tmp_path / "again", work=tmp_path / "work_again", training=settings(checkpoint_every=2), **common)
+    monkeypatch.setattr(pretraining, "training_batches", stop_after_three)
     with pytest.raises(KeyboardInterrupt):
         pretrain.main(stopped)
     assert not (tmp_path / "again" / "domain.json").exists()
-    monkeypatch.setattr(pretrain, "training_batches", whole)
+    monkeypatch.setattr(pretraining, "training_batches", whole)
     pretrain.main(dataclasses.replace(stopped, resume=True))
     assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
 
@@ -124,7 +135,7 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     ("arguments", "said"),
     [
         (("train.tune", "--images", "a.png", "--out", "{}/o", "--domain", "{}/nowhere"), "nowhere"),
-        (("train.tune", "--images", "x/a.png", "y/a.png", "--out", "{}/o"), "--images holds two files of one name"),
+        (("train.tune", "--images", "x/a.png", "y/a.png", "--out", "{}/o"), "--images: two files have one name"),
         (("train.tune", "--images", "a.png", "--out", "/proc/o"), "Cannot write /proc/o"),
         (("train.pretrain", "--base", "{}/nowhere", "--out", "{}/o"), "nowhere"),
     ],
@@ -140,9 +151,10 @@ def test_base_is_trained_and_written(tmp_path):
     """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
     from e4t_jax import bases
     from e4t_jax.cli import base
+    from e4t_jax.creatures.base_stages import BaseSettings
 
     steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
-    config = base.Config(tmp_path / "base", work=tmp_path / "work", pictures=64, batch_size=16, **steps)
+    config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, batch_size=16, **steps))
     base.main(config)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
     loaded, params = bases.load_folder(tmp_path / "base")
@@ -154,18 +166,20 @@ def test_base_is_trained_and_written(tmp_path):
 
 def test_judges_are_trained_and_written(tmp_path):
     from e4t_jax.cli import judges
+    from e4t_jax.creatures.judge_stages import JudgeSettings
     from e4t_jax.creatures.judges import load_judges
 
     steps = {"identity_steps": 2, "scene_steps": 2, "attribute_steps": 2}
-    judges.main(judges.Config(tmp_path, identities=64, scenes=256, creatures=256, **steps))
+    judges.main(judges.Config(tmp_path, training=JudgeSettings(identities=64, scenes=256, creatures=256, **steps)))
     assert set(load_judges(tmp_path)) == {"identity", "scene", "attributes"}
 
 
 def test_evaluate_and_demo_write_what_they_promise(tmp_path):
     """On the shipped domain: every key of the contract, a report, pictures and concept files; a share is a share."""
     from e4t_jax.cli import demo, evaluate
+    from e4t_jax.training.tune import TuneSettings
 
-    evaluate.main(evaluate.Config(tmp_path / "evaluate", concepts=2, steps=1, sampling_steps=2))
+    evaluate.main(evaluate.Config(tmp_path / "evaluate", concepts=2, sampling_steps=2, tuning=TuneSettings(steps=1)))
     demo.main(demo.Config(tmp_path / "demo", concepts=2, steps=1, sampling_steps=2))
     keys = {"identity_top1", "identity_similarity", "context_top1", "style_top1", "text_similarity", "image_similarity"}
     keys |= {"seconds_per_concept", "bytes_per_concept", "judge_identity_top1", "judge_context_top1"}

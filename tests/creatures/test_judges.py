@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from e4t_jax.creatures import judge_training
 from e4t_jax.creatures.attributes import hue_word, sample_identities, sample_scenes, take
 from e4t_jax.creatures.judge_training import attribute_labels, identity_loss, label_loss, scene_labels, validate_judges
 from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, flatten_judge, judge, load_judges
 from e4t_jax.creatures.renderer import render
-from e4t_jax.evaluation import judge_training
 
 SIZE = 32
 
@@ -78,7 +78,7 @@ def test_identity_loss_is_the_supervised_contrastive_loss(losses_of_verdicts):
         denominator = sum(np.exp(vectors[i] @ vectors[a] / 0.07) for a in others)
         for p in positives:
             total -= np.log(np.exp(vectors[i] @ vectors[p] / 0.07) / denominator) / len(positives)
-    loss = identity_loss({}, jnp.asarray(vectors, jnp.float32), jnp.asarray(who), jax.random.key(0))
+    loss, _ = identity_loss({}, None, (jnp.asarray(vectors, jnp.float32), jnp.asarray(who)), jax.random.key(0))
     np.testing.assert_allclose(loss, total / 7, rtol=1e-5)
 
 
@@ -91,7 +91,8 @@ def test_label_loss_is_the_sum_of_cross_entropies_where_there_is_a_label(losses_
     for name, values in logits.items():
         log_share = values - np.log(np.exp(values).sum(-1, keepdims=True))
         total -= sum(log_share[row, label] for row, label in enumerate(labels[name]) if label >= 0) / 4
-    loss = label_loss("attributes", {}, jax.tree.map(jnp.float32, logits), jax.tree.map(jnp.asarray, labels), jax.random.key(0))
+    batch = jax.tree.map(jnp.float32, logits), jax.tree.map(jnp.asarray, labels)
+    loss, _ = label_loss("attributes", {}, None, batch, jax.random.key(0))
     np.testing.assert_allclose(loss, total, rtol=1e-5)
 
 

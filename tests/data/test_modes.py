@@ -181,7 +181,7 @@ def test_masks_in_files(content, tmp_path):
     layers = {"alpha": np.dstack([np.full((SIZE, SIZE, 3), 255, np.uint8), SHAPE]), "float": SHAPE, "dark": SHAPE // 3}
     Image.fromarray(layers[content]).save(tmp_path / "venus.mask.png")
     if content == "dark":
-        with pytest.raises(UserError, match=r"venus.mask.png, as a mask, leaves nothing of the picture"):
+        with pytest.raises(UserError, match=r"The mask of .*venus.png leaves nothing of the picture"):
             pixels_of(tmp_path / "venus.png")
     else:
         np.testing.assert_allclose(pixels_of(tmp_path / "venus.png")[1], SHAPE / 255, atol=1e-2)
@@ -200,12 +200,12 @@ def test_a_mask_that_leaves_nothing_is_refused(tmp_path):
         lambda: mask.write_bytes(b""),
     ):
         write()
-        with pytest.raises(UserError, match=r"venus.mask.png") as error:
+        with pytest.raises(UserError, match=r"venus\..*png") as error:
             pixels_of(tmp_path / "venus.png")
         assert len(str(error.value).splitlines()) == 1
     mask.unlink()
     Image.new("RGBA", (SIZE, SIZE)).save(tmp_path / "venus.png")
-    with pytest.raises(UserError, match=r"venus.png, as a mask, leaves nothing of the picture"):
+    with pytest.raises(UserError, match=r"The mask of .*venus.png leaves nothing of the picture"):
         pixels_of(tmp_path / "venus.png")
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t_jax.data.sources import open_pictures, training_batches
+from e4t_jax.data.batches import training_batches
+from e4t_jax.data.sources import open_pictures
 from e4t_jax.errors import UserError
 
 SIZE = 16
@@ -19,7 +20,9 @@ def folder(tmp_path_factory):
     for index in range(7):
         pixels = generator.integers(0, 255, (20 + index, 30, 3), np.uint8)
         Image.fromarray(pixels).save(folder / ("more" if index > 4 else "") / f"{index}.png")
-    Image.fromarray(np.zeros((20, 30), np.uint8)).save(folder / "0.mask.png")
+    half = np.zeros((20, 30), np.uint8)
+    half[:, :15] = 255
+    Image.fromarray(half).save(folder / "0.mask.png")
     (folder / "notes.txt").write_text("no picture")
     return folder
 
@@ -31,7 +34,7 @@ def fake_tokenize(prompts):
 
 
 def read(pictures, count, first=0, **options):
-    batches = training_batches(pictures, fake_tokenize, ["*s", "a photo of *s"], 3, 5, first=first, **options)
+    batches = training_batches(pictures, fake_tokenize, ["*s", "a photo of *s"], 3, 5, first=first, last=first + count, **options)
     return [next(batches) for _ in range(count)]
 
 
@@ -41,7 +44,8 @@ def test_folder_rows_are_square_pictures_with_masks(folder, tmp_path):
     rows = [pictures[index] for index in range(7)]
     assert all(row["image"].shape == (SIZE, SIZE, 3) and row["image"].dtype == np.float32 for row in rows)
     assert all(np.abs(row["image"]).max() <= 1 for row in rows)
-    assert (rows[0]["mask"] == 0).all() and all((row["mask"] == 1).all() for row in rows[1:])
+    # The square is cropped around what the mask leaves: three columns in four of it.
+    assert rows[0]["mask"].mean() == pytest.approx(0.75, abs=0.02) and all((row["mask"] == 1).all() for row in rows[1:])
 
 
 def test_batches_go_on_where_a_run_stopped(folder, tmp_path):
@@ -55,14 +59,14 @@ def test_batches_go_on_where_a_run_stopped(folder, tmp_path):
 
 
 def test_a_batch_larger_than_the_data_is_a_mistake(folder, tmp_path):
-    with pytest.raises(UserError, match="--batch-size 9 is more than the 7 pictures"):
-        training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], 9, 0)
+    with pytest.raises(UserError, match="batch_size: 9 is more than the 7 pictures"):
+        training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], 9, 0, last=1)
 
 
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("photos", "--data 'photos' is unknown"),
+        ("photos", "data: 'photos' is unknown"),
         ("folder:", "is unknown"),
         ("folder:/nowhere/at/all", "is no folder"),
         ("tfds:no_such_data_set", "tfds:no_such_data_set cannot be opened"),

@@ -131,7 +131,7 @@ def save_unet(domain, folder):
 def test_a_higher_rank_misses_less(domain, concept):
     errors = [lora(domain, concept, rank).error for rank in (1, 4, 16)]
     assert 1 > errors[0] > errors[1] > errors[2]
-    with pytest.raises(UserError, match="--rank 0 is below 1"):
+    with pytest.raises(UserError, match="rank: 0 is below 1"):
         lora(domain, concept, 0)
     with pytest.raises(UserError, match="scope full"):
         lora(domain, concept._replace(trainable=Trainable(unet=domain.params["unet"])), 4)

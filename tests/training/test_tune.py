@@ -12,7 +12,7 @@ from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import e4t_loss
 from e4t_jax.prompts import tokenize
-from e4t_jax.training.tune import TuneSettings, Views, draw_batch, start, tune_one
+from e4t_jax.training.tune import Recipe, Views, draw_batch, start, tune_one
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +53,16 @@ def test_every_scope_starts_where_the_domain_is(domain, scope):
 
 
 def test_unknown_scope_is_refused(domain):
-    with pytest.raises(UserError, match="--scope 'tiny'"):
+    with pytest.raises(UserError, match="scope: 'tiny'"):
         start(domain.method, domain.frozen, "tiny", jax.random.key(0))
 
 
 @pytest.mark.parametrize("scope", ["compact", "head"])
 def test_tuning_lowers_the_loss(domain, inputs, scope):
     """By more than 1 %, on draws of timesteps, noise, views and prompts that are the same before and after."""
-    settings = TuneSettings(scope, steps=40, batch_size=4, learning_rate=0.05)
+    recipe = Recipe(scope, 40, 4, learning_rate=0.05, word_rate=0.2, regularisation=0.01)
     views, prompts = inputs
-    tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, jax.random.key(0), settings)
+    tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, jax.random.key(0), recipe)
     keys = jax.random.split(jax.random.key(5), 3)
     batch = draw_batch(views, prompts, keys[0], keys[1], 64)
     loss = jax.jit(lambda trainable: e4t_loss(domain.method, trainable, domain.frozen, batch, keys[2], regularisation=0.0)[0])
@@ -87,11 +87,11 @@ def test_more_pictures_than_one_call_takes_are_tuned_in_several(domain, tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"mask": "soft"}, "--mask 'soft'"),
-        ({"mask": "file"}, "has no mask"),
+        ({"mask": "soft"}, "mask: 'soft'"),
+        ({"mask": "file"}, "mask: venus has none"),
         ({"caption": "a photo"}, "lacks the placeholder"),
-        ({"caption": ["*s", "a photo of *s"]}, "2 captions for 1 pictures"),
-        ({"steps": -1}, "--steps -1"),
+        ({"caption": ["*s", "a photo of *s"]}, "there are 2 for 1 pictures"),
+        ({"steps": -1}, "steps: -1"),
     ],
 )
 def test_wrong_options_are_refused(domain, tmp_path, options, said):

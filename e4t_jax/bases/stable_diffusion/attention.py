@@ -18,7 +18,7 @@ _LONG = 1024
 _LANES = 128  # the width of a TPU's vector registers
 _CUDNN_WIDEST_HEAD = 128
 
-Heads = Float[Array, "batch tokens heads width"]
+Heads = Float[Array, "batch _ heads width"]
 
 
 def attend(

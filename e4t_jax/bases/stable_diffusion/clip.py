@@ -90,8 +90,8 @@ INERT = frozenset(
 # Texts of the first checkpoints say 2 where they mean the last id of the vocabulary.
 _OLD_END = 2
 
-Tokens = Float[Array, "batch tokens width"]
-Images = Float[Array, "batch height width channels"]
+Tokens = Float[Array, "batch _ _"]
+Images = Float[Array, "batch _ _ 3"]
 
 
 class Shape(NamedTuple):

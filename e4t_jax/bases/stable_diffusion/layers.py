@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 
-Map = Float[Array, "batch height width channels"]
+Map = Float[Array, "batch _ _ _"]  # NHWC; height, width and channels change from layer to layer
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,

@@ -74,7 +74,7 @@ _TRANSFORMER_EPSILON = 1e-6  # of the group norm before a transformer, whatever 
 _KINDS = {"down": ("CrossAttnDownBlock2D", "DownBlock2D"), "up": ("CrossAttnUpBlock2D", "UpBlock2D")}
 
 Text = Float[Array, "batch words text_width"]
-Tokens = Float[Array, "batch tokens channels"]
+Tokens = Float[Array, "batch _ _"]
 
 
 class UNet(nn.Module):

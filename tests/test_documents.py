@@ -1,0 +1,75 @@
+"""What the documents show runs: the blocks of extending.md in their order, the notebook, the README's Python."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from e4t_jax import registry, scopes
+from e4t_jax.bases.registry import ARCHITECTURES
+from e4t_jax.evaluation.metrics import METRICS
+from e4t_jax.samplers import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def additions(monkeypatch):
+    """What the examples add to the package's tables is gone afterwards."""
+    for table in (scopes.SCOPES, METRICS, METHODS, ARCHITECTURES, registry._ENTRIES["data"]):
+        for name in list(table):
+            monkeypatch.setitem(table, name, table[name])
+    before = [(table, set(table)) for table in (scopes.SCOPES, METRICS, METHODS, ARCHITECTURES, registry._ENTRIES["data"])]
+    yield
+    for table, names in before:
+        for name in set(table) - names:
+            del table[name]
+
+
+def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, additions):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)).save("picture.png")
+    names = {"domain": domain, "picture": "picture.png"}
+    for block in blocks(ROOT / "docs" / "extending.md"):
+        module = re.match(r"# (\w+\.py)\n", block)
+        if module:
+            Path(module[1]).write_text(block)
+        else:
+            exec(compile(block, "extending.md", "exec"), names)
+    assert names["concept"].scope == "word"
+    assert np.all(np.asarray(names["concept"].trainable.residual) != 0)
+    assert all(np.all(np.asarray(part["columns"]) == 0) for part in names["concept"].trainable.factors.values())
+    assert names["pictures"].shape == (1, 1, 16, 16, 3) and names["drawn"].shape == (1, 1, 16, 16, 3)
+    assert list(names["figures"]) == ["brightness"]
+    assert len(names["rows"]) == 8 and names["learned"].factors
+    for module in ("stripes", "sketch_base"):
+        sys.modules.pop(module, None)
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """Its code as it stands, on the shipped domain."""
+    nbformat = pytest.importorskip("nbformat")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # it needs none
+    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
+    names: dict = {"display": lambda *things: None}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, "quickstart.ipynb", "exec"), names)
+    assert names["images"].ndim == 5
+    assert (tmp_path / "venus.safetensors").exists()
+
+
+def test_the_documents_links_lead_somewhere():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
