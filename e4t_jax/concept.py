@@ -43,6 +43,16 @@ def save_concept(path: str | Path, concept: Concept, dtype: Any = np.float16) ->
 
     Errors: `UserError` when it cannot be written, or holds what `dtype` cannot.
     """
+    content = concept_bytes(concept, dtype)
+    write_file(Path(path), content)
+    return len(content)
+
+
+def concept_bytes(concept: Concept, dtype: Any = np.float16) -> bytes:
+    """What a concept's file holds.
+
+    Errors: `UserError` for numbers that `dtype` cannot hold.
+    """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     # A factor's key is a path itself, so parts are joined by a sign that no path holds.
     flat = flatten_dict({**tree, "folded": concept.folded}, sep="|")
@@ -50,9 +60,7 @@ def save_concept(path: str | Path, concept: Concept, dtype: Any = np.float16) ->
         tensors = {name: np.asarray(leaf).astype(dtype) for name, leaf in flat.items()}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{concept.name} holds numbers beyond {np.dtype(dtype)}; lower the learning rate it was tuned with.")
-    content = pack(tensors, {"kind": _KIND, "scope": concept.scope, "domain": concept.domain})
-    write_file(Path(path), content)
-    return len(content)
+    return pack(tensors, {"kind": _KIND, "scope": concept.scope, "domain": concept.domain})
 
 
 def load_concept(path: str | Path, domain: str | None = None) -> Concept:
@@ -62,12 +70,22 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
     """
     flat, header = unpack(Path(path), _KIND, "a concept")
     parts = {name.partition("|")[0] for name in flat}
-    if header.get("scope") not in SCOPES or "folded" not in flat or not parts <= {*Trainable._fields, "folded"}:
+    scope = SCOPES.get(str(header.get("scope")))
+    if scope is None or not parts <= {"folded", *(part for part in Trainable._fields if getattr(scope, part, True))}:
         raise UserError(f"{path} is no concept of this version; tune it again.")
     if domain is not None and header.get("domain") != domain:
         raise UserError(f"{path} was tuned in another domain or on another base; give the domain it was tuned with.")
-    tree = unflatten_dict({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, sep="|")
-    folded = tree.pop("folded")
+    try:
+        tree = unflatten_dict({name: jnp.asarray(leaf, jnp.float32) for name, leaf in flat.items()}, sep="|")
+        folded = tree.pop("folded")
+        whole = folded.ndim == 1 and all(
+            {name: leaf.ndim for name, leaf in pair.items()} == {"rows": 2, "columns": 2}
+            for pair in tree.get("factors", {}).values()
+        )
+    except (TypeError, AttributeError, KeyError):  # a name that is part and whole at once
+        whole = False
+    if not whole:
+        raise UserError(f"{path} lacks a part of a concept; tune it again.")
     return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded)
 
 

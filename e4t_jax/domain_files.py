@@ -1,6 +1,7 @@
 """A domain on disk: domain.json, encoder.safetensors, offsets.safetensors, written and read as one thing.
 
-domain.json names the base, and holds the checksums of the two others and the base's fingerprint: files of two domains do not mix.
+domain.json names the base, and holds the checksums of the two others, the base's fingerprint and a checksum of its own: files of
+two domains do not mix.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -18,8 +20,21 @@ from e4t_jax import registry
 from e4t_jax.bases import CLIP_FEATURES, Params, load_base
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
+from e4t_jax.prompts import TEMPLATES
 from e4t_jax.ranges import check_range
-from e4t_jax.storage import FORMAT, digest, file_digest, fingerprint, pack, read_json, to_json, unpack, write_files
+from e4t_jax.storage import (
+    FORMAT,
+    check_signed,
+    digest,
+    file_digest,
+    fingerprint,
+    locked,
+    pack,
+    read_json,
+    to_signed_json,
+    unpack,
+    write_files,
+)
 
 _KIND = "e4t domain"
 _TENSORS = ("encoder", "offsets")
@@ -31,6 +46,16 @@ _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "image_encoder": (str, type(None)),
     "clip_features": str,
 }
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    **_OPTIONS,
+    "format": int,
+    "base": str,
+    "domain_token": str,
+    "base_fingerprint": str,
+}
+# Not in every file: of a base given as a folder, and since format 2.
+_FURTHER: dict[str, type | tuple[type, ...]] = {"base_beside": str, "digests": dict, "checksum": str}
+_MEND = "make or copy the domain again"
 _PARTS = ("vae", "unet", "text_encoder", "image_encoder")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
@@ -49,11 +74,11 @@ def save_domain(folder: str | Path, domain: Domain, dtype: Any = np.float16) -> 
     facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     facts["base_fingerprint"] = base_fingerprint(domain.params)
     facts["digests"] = {path.name: digest(content) for path, content in contents.items() if isinstance(content, bytes)}
-    if Path(domain.base_name).is_dir() and not registry.find("base", domain.base_name):
+    if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
         # Found from any folder, and after both were moved together.
         facts["base"] = str(Path(domain.base_name).absolute())
         facts["base_beside"] = os.path.relpath(facts["base"], folder.absolute())
-    contents[folder / "domain.json"] = to_json(facts)
+    contents[folder / "domain.json"] = to_signed_json(facts)
     write_files(contents)
 
 
@@ -70,56 +95,95 @@ def load_domain(name: str | Path = "creatures") -> Domain:
     shipped = registry.find("domain", str(name))
     folder = shipped() if shipped else Path(name)
     path = folder / "domain.json"
-    if not path.exists():
+    if not os.path.exists(path):
         known = ", ".join(registry.names("domain"))
         raise UserError(f"{path} does not exist; give a folder that pretraining wrote, or {known}.", "domain")
-    facts = read_json(path, "make or copy the domain again")
-    options = _read_options(path, facts)
-    for part in _TENSORS:
-        promised = facts.get("digests", {}).get(f"{part}.safetensors")
-        file = folder / f"{part}.safetensors"
-        if promised and file.exists() and file_digest(file) != promised:
-            raise UserError(f"{file} is not the one that {path.name} was written with; make or copy the domain again.")
-    encoder, factors = (
-        unflatten_dict(
-            {key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()},
-            sep="|",
-        )
-        for tensors, _ in (unpack(folder / f"{part}.safetensors", _KIND, "part of a domain") for part in _TENSORS)
-    )
+    with locked(folder, shared=True):
+        facts = _read_facts(path)
+        encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
+    options = {name: facts[name] for name in _OPTIONS}
     base, params = load_base(_base_of(folder, facts), _image_encoder_of(path, options["image_encoder"]))
     found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
     if facts["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
-    return Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)
+    domain = Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)
+    _check_fits(path, domain)
+    return domain
 
 
-def _read_options(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The domain's settings, each there and of its type."""
-    mend = "make or copy the domain again"
-    kinds = {**_OPTIONS, "format": int, "base": str, "domain_token": str, "base_fingerprint": str}
-    if "format" in facts and isinstance(facts["format"], int) and facts["format"] > FORMAT:
-        raise UserError(f"{path} has format {facts['format']}, this version reads up to {FORMAT}; update e4t-jax.")
-    for name, kind in kinds.items():
-        if name not in facts:
-            raise UserError(f"{path} lacks {name!r}; {mend}.")
-        if not isinstance(facts[name], kind) or isinstance(facts[name], bool):
-            raise UserError(f"{path}: {name} = {facts[name]!r} is of the wrong kind; {mend}.")
+def _check_fits(path: Path, domain: Domain) -> None:
+    """Errors: `UserError` for a domain token that is none, and for an encoder or offsets of other shapes than the base asks for."""
+    method, base = domain.method, domain.base
+    found = jax.tree.map(lambda leaf: leaf.shape, domain.encoder)
+    hidden = domain.encoder.get("unet_hidden")
+    # The width of φ_unet, which the base would take seconds to tell.
+    width = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
+    clip, features = jnp.zeros((1, base.feature_count(domain.clip_features), base.clip_width)), jnp.zeros((1, *width))
+    promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
+    if found != jax.tree.map(lambda leaf: leaf.shape, promised):
+        raise UserError(f"{path.parent / 'encoder.safetensors'} does not fit base and clip_features of {path.name}; {_MEND}.")
+    kernels = base.offset_kernels(domain.params["unet"])
+    for name, pair in domain.factors.items():
+        shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
+        kernel = kernels.get(name)
+        if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
+            raise UserError(f"{path.parent / 'offsets.safetensors'} does not fit the base: {_short(name)}; {_MEND}.")
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What domain.json says: everything there, of its type and as it was written."""
+    facts = read_json(path, _MEND)
+    number = facts.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path} has format {_short(number)}, this version reads up to {FORMAT}; update e4t-jax.")
+    check_signed(path, facts, _MEND)
+    for name, value in facts.items():
+        kind = {**_FACTS, **_FURTHER}.get(name)
+        if kind is None:
+            raise UserError(f"{path} holds {_short(name)}, which is unknown here; {_MEND}.")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path}: {name} = {_short(value)} is of the wrong kind; {_MEND}.")
         try:
-            check_range(name, facts[name])
+            check_range(name, value)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    if not isinstance(facts.get("digests", {}), dict):
-        raise UserError(f"{path}: digests = {facts['digests']!r} is of the wrong kind; {mend}.")
+    required = [*_FACTS, *(["digests"] if isinstance(number, int) and number > 1 else [])]
+    missing = [name for name in required if name not in facts]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]!r}; {_MEND}.")
+    if facts["format"] < 1:
+        raise UserError(f"{path} has format {_short(number)}, and there is none below 1; {_MEND}.")
+    if facts["template"] not in TEMPLATES:
+        raise UserError(f"{path}: template = {_short(facts['template'])} is unknown; update e4t-jax.")
     if facts["clip_features"] not in CLIP_FEATURES:
-        raise UserError(f"{path}: clip_features = {facts['clip_features']!r} is unknown; update e4t-jax.")
-    return {name: facts[name] for name in _OPTIONS}
+        raise UserError(f"{path}: clip_features = {_short(facts['clip_features'])} is unknown; update e4t-jax.")
+    return facts
+
+
+def _read_part(path: Path, part: str, facts: dict[str, Any]) -> Params:
+    """The tree of encoder or offsets, from the very file that domain.json was written with."""
+    file = path.parent / f"{part}.safetensors"
+    tensors, _ = unpack(file, _KIND, "part of a domain")
+    if facts["format"] > 1 and file_digest(file) != facts["digests"].get(file.name):
+        raise UserError(f"{file} is not the one that {path.name} was written with; {_MEND}.")
+    try:
+        return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
+    except (TypeError, AttributeError):  # a name that is part and whole at once
+        raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
+
+
+def _short(value: Any, most: int = 60) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _base_of(folder: Path, facts: dict[str, Any]) -> str:
     beside = facts.get("base_beside")
-    if beside and not Path(facts["base"]).is_dir() and (folder / str(beside)).is_dir():
-        return str(folder / str(beside))
+    if beside and not os.path.isdir(facts["base"]) and os.path.isdir(folder / beside):
+        return str(folder / beside)
     return facts["base"]
 
 

@@ -14,15 +14,16 @@ import optax
 
 from e4t_jax.bases import load_base
 from e4t_jax.data.batches import training_batches
-from e4t_jax.data.sources import open_pictures
+from e4t_jax.data.sources import folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import base_fingerprint
 from e4t_jax.objective import make_method
 from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
+from e4t_jax.storage import check_writable
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.parallel import check_divides
-from e4t_jax.training.pretrain import PretrainSettings, pretrain_trainable
+from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
 
 # What may change from a run to the run that goes on with it.
 _MAY_CHANGE = ("steps", "batch_size", "parallel", "checkpoint_every", "devices")
@@ -54,19 +55,21 @@ def pretrain(
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
     say: Callable[[str], None] = warnings.warn,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
 
     `work` takes prepared data and checkpoints, of one run only; with `resume` the run there goes on. `tx` is an optimiser in place
-    of `training.optimizers.pretraining`.
+    of `training.optimizers.pretraining`. `stop` is asked after every step whether to save and end there.
 
     Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
-    finite.
+    finite; `Stopped` when `stop` said so.
     """
     domain, settings = domain or DomainSettings(), settings or PretrainSettings()
-    check_ranges(settings, "training")
+    check_ranges(settings)
     check_ranges(domain)
     check_divides(settings.batch_size)
+    check_writable(Path(work), argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
     model, params = load_base(base, image_encoder)
@@ -76,8 +79,12 @@ def pretrain(
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
     next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
-    facts |= {"data": data, "pictures": len(pictures), "base": base_fingerprint(params), "own_optimiser": tx is not None}
+    facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
+    facts |= {"base": base_fingerprint(params), "scheduler": dict(model.scheduler)}
     folder = Path(work) / "checkpoints"
+    # Weights and two moments, of two checkpoints that are kept and one that is being written.
+    shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
+    check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
     with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         trainable = pretrain_trainable(
             method,
@@ -88,6 +95,7 @@ def pretrain(
             checkpoints=checkpoints,
             tx=tx,
             track=track,
+            stop=stop,
         )
     assert trainable.factors is not None
     return Domain(

@@ -13,6 +13,7 @@ The empty prompt's pass serves guidance and features at once, so a step costs tw
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from e4t_jax.samplers import Sampler
 class SampleSettings:
     """How pictures are drawn."""
 
+    STEPS_OF: ClassVar[str] = "sampling"
     seed: int = 0
     """Seed of the noise."""
     steps: int = 25
@@ -39,7 +41,7 @@ class SampleSettings:
 
     def check(self) -> None:
         """Errors: `UserError` for numbers out of range."""
-        check_ranges(self, "sampling")
+        check_ranges(self)
 
 
 def sample_latents(

@@ -2,7 +2,9 @@
 
 * A file is written under a temporary name in its own folder, then renamed; several that belong together are renamed only when
   all of them are written.
-* Our safetensors files carry a checksum over names, shapes, numbers and header; reading verifies it.
+* Files of one folder that belong together are renamed while the folder is locked, and read under that lock.
+* Our safetensors files carry a checksum over names, shapes, numbers and header; reading verifies it. So do our JSON
+  files that others depend on.
 * Where a safetensors file cannot carry one (the base model's, which PyTorch reads too), the JSON file beside it does.
 """
 
@@ -12,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +26,11 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_bytes
 from safetensors.numpy import save as save_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows has none: there, files are whole, but two writers of one folder may mix theirs
+    fcntl = None  # type: ignore[assignment]
 
 from e4t_jax.errors import UserError
 
@@ -44,6 +52,7 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
 
     Errors: `UserError` as `write_file`.
     """
+    contents = {Path(path): content for path, content in contents.items()}
     temporary: dict[Path, str] = {}
     path = None
     try:
@@ -57,14 +66,72 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
             os.chmod(temporary[path], 0o666 & ~_umask())
             if path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-        for path in contents:
-            os.replace(temporary[path], path)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}; choose another folder or free some space.") from None
+        with contextlib.ExitStack() as locks:
+            if len(contents) > 1:
+                for folder in sorted({path.parent for path in contents}):
+                    locks.enter_context(locked(folder))
+            path = _rename_all(temporary)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        path = getattr(error, "renamed_to", path)
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot write {path}: {reason}; choose another folder or free some space.") from None
     finally:
         for name in temporary.values():
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+def _rename_all(temporary: Mapping[Path, str]) -> Path | None:
+    """Renames files to their places; where one cannot be, those before it are put back as they were."""
+    older: dict[Path, str] = {}
+    done: list[Path] = []
+    path = None
+    try:
+        for path in temporary if len(temporary) > 1 else ():
+            if path.exists():
+                older[path] = str(path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}"))
+                os.link(path, older[path])
+        for path, name in temporary.items():
+            os.replace(name, path)
+            done.append(path)
+    except OSError as error:
+        for renamed in done:
+            with contextlib.suppress(OSError):
+                if renamed in older:
+                    os.replace(older[renamed], renamed)
+                else:
+                    os.unlink(renamed)
+        error.renamed_to = path  # type: ignore[attr-defined]
+        raise
+    finally:
+        for name in older.values():
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+    return path
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Holds the lock of a folder, which ends with the process; yields whether it could be had: False only without `wait`."""
+    handle = None
+    try:
+        if fcntl is not None:
+            # A file system without locks is as one without other writers.
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+        if handle is not None:
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(handle, kind if wait else kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                pass
+        yield True
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -78,19 +145,24 @@ def _umask() -> int:
 
 
 def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> Path:
-    """Makes the folder and proves that it can be written, and `needed` bytes too, before hours of work go into what it shall hold.
+    """Proves that the folder can be made and written, and `needed` bytes too, before hours of work go into what it shall hold.
+
+    It is made with its first file: a mistake found later leaves no empty folder.
 
     Errors: `UserError` when it cannot.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, probe = tempfile.mkstemp(dir=folder, prefix=".writable.")
-        os.close(handle)
-        os.unlink(probe)
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}; choose another folder.", argument) from None
-    free = shutil.disk_usage(folder).free
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
+        # In a folder of its own where it is to be made: its name may be what cannot be.
+        with tempfile.TemporaryDirectory(dir=there, prefix=".writable.") as probe:
+            Path(probe, *folder.absolute().relative_to(there).parts).mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(there).free
+    except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, NotADirectoryError) or os.path.isfile(folder):
+            reason = "a file is in its place"
+        raise UserError(f"Cannot write {folder}: {reason}; choose another folder.", argument) from None
     if free < needed + _SPARE:
         raise UserError(
             f"{folder} has {free / 1e9:.2f} GB left, and {(needed + _SPARE) / 1e9:.2f} GB will be needed; free some space.",
@@ -115,17 +187,41 @@ def move_file(source: Path, target: Path) -> None:
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A folder on the same disk as `beside`, gone afterwards: what is made in it is moved to its place or lost.
 
-    Errors: `UserError` when it cannot be made.
+    Errors: `UserError` when it cannot be made, or what is written in it fails; it names `beside`.
     """
+    beside = Path(os.path.abspath(beside))
+    folder = None
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}."))
-    except OSError as error:
-        raise UserError(f"Cannot write {beside.parent}: {error.strerror or error}; choose another folder.") from None
-    try:
         yield folder
+    except UserError as error:
+        raise UserError(error.message.replace(str(folder), str(beside)), error.argument) from None
+    except OSError as error:
+        raise UserError(f"Cannot write {beside}: {error.strerror or error}; choose another folder or free some space.") from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_files(made: Path, folder: Path) -> None:
+    """All files of `made`, on the same disk, to their places in `folder`; where one cannot be, older ones stay as they were.
+
+    Errors: `UserError` when one cannot be moved.
+    """
+    files = {folder / file.relative_to(made): str(file) for file in sorted(made.rglob("*")) if file.is_file()}
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+        with locked(folder):
+            _rename_all(files)
+    except OSError as error:
+        path = getattr(error, "renamed_to", path)
+        raise UserError(f"Cannot write {path}: {error.strerror or error}; choose another folder.") from None
 
 
 def to_json(content: Mapping[str, Any]) -> str:
@@ -153,6 +249,23 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     return content
 
 
+def to_signed_json(content: Mapping[str, Any]) -> str:
+    """`to_json` with a checksum over all the rest."""
+    plain = json.loads(to_json(content))
+    return to_json({**plain, "checksum": _json_digest(plain)})
+
+
+def check_signed(path: Path, content: Mapping[str, Any], mend: str) -> None:
+    """Errors: `UserError` when a JSON object that was signed is not what it was signed as; one without checksum passes."""
+    if "checksum" in content and content["checksum"] != _json_digest(content):
+        raise UserError(f"{path} was changed since it was written (its checksum differs); {mend}.")
+
+
+def _json_digest(content: Mapping[str, Any]) -> str:
+    plain = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def pack(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> bytes:
     """A safetensors file with `header` and a checksum in ONE entry: safetensors orders several anew in every run."""
     plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
@@ -172,20 +285,20 @@ def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dic
         content = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); check the path.") from None
     try:
         length = int.from_bytes(content[:8], "little")
         described = json.loads(content[8 : 8 + length])
         header = json.loads(described.get("__metadata__", {}).get("header", "{}"))
         tensors = load_bytes(content)
-    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+    except (SafetensorError, MemoryError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or no safetensors file ({reason}); {mend}.") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise UserError(f"{path} is not {what}; give a file that this package wrote as one.")
     number = str(header.get("format", ""))
-    if not number.isdecimal():
+    if not (number.isascii() and number.isdecimal() and len(number) < 9 and int(number)):
         raise UserError(f"{path} is damaged (its header names no format); {mend}.")
     if int(number) > FORMAT:
         raise UserError(f"{path} has format {number}, this version reads up to {FORMAT}; update e4t-jax.")
@@ -194,7 +307,9 @@ def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dic
         if signed != _digest(tensors, header):
             raise UserError(f"{path} was changed since it was written (its checksum differs); {mend}.")
     for name, tensor in tensors.items():
-        if not np.isfinite(tensor.astype(np.float32)).all():
+        with np.errstate(over="ignore"):  # beyond float32 is not finite here
+            finite = np.issubdtype(tensor.dtype, np.number) and np.isfinite(tensor.astype(np.float32)).all()
+        if not finite:
             raise UserError(f"{path}: {name} holds numbers that are not finite; {mend}.")
     return tensors, header
 

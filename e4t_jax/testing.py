@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from e4t_jax.bases import Params, StableDiffusion
+from e4t_jax.bases import Params, StableDiffusion, load_base, save_folder
+from e4t_jax.concept import Concept, save_concept
 from e4t_jax.creatures.base_config import base_configs
 from e4t_jax.creatures.tokenizer import build_tokenizer
+from e4t_jax.data.images import encode_png
 from e4t_jax.domain import Domain
+from e4t_jax.domain_files import load_domain, save_domain
 from e4t_jax.objective import make_method
+from e4t_jax.storage import write_file
 from e4t_jax.training.pretrain import init_trainable
+from e4t_jax.training.tune import start
 
 
 def tiny_base(**unet_options: Any) -> tuple[StableDiffusion, Params]:
@@ -36,3 +44,31 @@ def tiny_domain() -> Domain:
     factors = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)), trainable.factors)
     encoder = {**trainable.encoder, "final": jax.tree.map(lambda leaf: 50 * leaf, trainable.encoder["final"])}
     return Domain("creatures", "creature", base, params, encoder, factors)
+
+
+class World(NamedTuple):
+    """Files of a tiny domain, as a user has them."""
+
+    base: Path
+    domain: Path
+    concepts: tuple[Path, ...]
+    pictures: Path  # a folder of four
+
+
+def write_tiny_world(folder: Path) -> World:
+    """Base, domain, two concepts and four pictures in `folder`, all with random content and nothing compiled."""
+    tiny = tiny_domain()
+    world = World(
+        folder / "base", folder / "domain", (folder / "venus.safetensors", folder / "ada.safetensors"), folder / "pictures"
+    )
+    save_folder(world.base, *tiny_base())
+    base, params = load_base(str(world.base))
+    save_domain(world.domain, dataclasses.replace(tiny, base_name=str(world.base), base=base, params=params))
+    loaded = load_domain(world.domain)
+    for index, path in enumerate(world.concepts):
+        trainable = start(loaded.method, loaded.frozen, "compact", jax.random.key(index))
+        save_concept(path, Concept(path.stem, "compact", loaded.fingerprint, trainable, jnp.ones(loaded.base.clip_width)))
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
+        write_file(world.pictures / f"{index}.png", encode_png(pixels))
+    return world

@@ -13,7 +13,7 @@ from e4t_jax.creatures.trial import held_out, judge_pictures, personalise, true_
 from e4t_jax.data.images import encode_png, picture_grid, side_by_side
 from e4t_jax.domain_files import load_domain
 from e4t_jax.sample import SampleSettings
-from e4t_jax.storage import check_writable, to_json, write_file
+from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
 
 _SCALE = 3  # of the pictures in the grid
@@ -54,7 +54,6 @@ def main(config: Config) -> None:
     for index, prompt in enumerate(trial.prompts):
         rows = [[trial.pictures[row], *(column[row, index] for column in columns)] for row in range(config.concepts)]
         grids.append(picture_grid(rows, titles=["given", "true", "base", "0 steps", name], heading=prompt, scale=_SCALE))
-    write_file(config.out / "grid.png", encode_png(side_by_side(grids)))
     metrics = {
         **judge_pictures(domain, judges, trial, after),
         **costs,  # compilation included
@@ -63,6 +62,6 @@ def main(config: Config) -> None:
         "class_alone": judge_pictures(domain, judges, trial, class_alone),
         "prompts": trial.prompts,
     }
-    write_file(config.out / "metrics.json", to_json(metrics))
+    write_files({config.out / "grid.png": encode_png(side_by_side(grids)), config.out / "metrics.json": to_json(metrics)})
     print("\n".join(f"{index}. {prompt}" for index, prompt in enumerate(trial.prompts, 1)))
     print(f"Pictures: {config.out / 'grid.png'}\nMetrics:  {config.out / 'metrics.json'}\nConcepts: {config.out / 'concepts'}")

@@ -20,7 +20,7 @@ from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import load_domain
 from e4t_jax.sample import SampleSettings
-from e4t_jax.storage import check_writable, to_json, write_file
+from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
 
 _SHOWN = 16  # rows of the report's grid
@@ -66,15 +66,19 @@ def main(config: Config) -> None:
     metrics |= validate_judges(judges, seed)
     shown = ("domain", "concepts", "prompts", "given", "pictures", "guidance", "split")
     facts = {name: getattr(config, name) for name in shown} | dataclasses.asdict(config.tuning)
-    write_file(config.out / "metrics.json", to_json({**metrics, "settings": facts}))
-    write_file(config.out / "report.md", report(facts, trial.prompts, metrics))
     truth = true_pictures(trial)
     rows = [
         [trial.pictures[row], *(picture for pair in zip(truth[row], images[row], strict=True) for picture in pair)]
         for row in range(min(_SHOWN, config.concepts))
     ]
     titles = ["given", *(title for index in range(config.prompts) for title in (f"true {index + 1}", f"drawn {index + 1}"))]
-    write_file(config.out / "grid.png", encode_png(picture_grid(rows, titles=titles, scale=3)))
+    write_files(
+        {
+            config.out / "grid.png": encode_png(picture_grid(rows, titles=titles, scale=3)),
+            config.out / "report.md": report(facts, trial.prompts, metrics),
+            config.out / "metrics.json": to_json({**metrics, "settings": facts}),
+        }
+    )
     print(json.dumps(metrics, indent=2))
 
 

@@ -13,7 +13,7 @@ from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.sample import SampleSettings
-from e4t_jax.storage import check_writable, write_file
+from e4t_jax.storage import check_writable, write_files
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Config(Command):
 
 def main(config: Config) -> None:
     names = [path.stem for path in config.concepts]
+    if not names:
+        raise UserError("there is none; give one or more files that tuning wrote.", "concepts")
     if len(set(names)) < len(names):
         raise UserError("two files have one name, and pictures are named after their concepts; rename one.", "concepts")
     if not config.prompts:
@@ -41,8 +43,10 @@ def main(config: Config) -> None:
     domain = load_domain(config.domain)
     concepts = [load_concept(path, domain.fingerprint) for path in config.concepts]
     images = domain.generate(concepts, config.prompts, config.drawing, track=partial(progress, description="drawing"))
-    for concept, row in zip(concepts, images, strict=True):
-        for index, image in enumerate(row):
-            write_file(config.out / f"{concept.name}_{index}.png", encode_png(image))
-    write_file(config.out / "grid.png", encode_png(picture_grid([list(row) for row in images])))
+    files = {
+        config.out / f"{concept.name}_{index}.png": encode_png(image)
+        for concept, row in zip(concepts, images, strict=True)
+        for index, image in enumerate(row)
+    }
+    write_files({**files, config.out / "grid.png": encode_png(picture_grid([list(row) for row in images]))})
     print(f"Wrote {images.shape[0] * images.shape[1]} pictures and grid.png to {config.out}")

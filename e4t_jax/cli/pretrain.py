@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.cli.shared import Command, Inline, say, steps_bar, use_all_cores
+from e4t_jax.cli.shared import Command, Inline, say, steps_bar, stop_on_request, use_all_cores
 from e4t_jax.domain_files import save_domain
+from e4t_jax.errors import Stopped
 from e4t_jax.pretraining import DomainSettings, pretrain
 from e4t_jax.storage import check_writable
 from e4t_jax.training.pretrain import PretrainSettings
@@ -36,16 +37,23 @@ class Config(Command):
 def main(config: Config) -> None:
     use_all_cores()
     check_writable(config.out)
-    domain = pretrain(
-        config.base,
-        config.data,
-        config.domain,
-        config.training,
-        work=config.work or Path("outputs/pretrain") / config.out.resolve().name,
-        resume=config.resume,
-        image_encoder=config.image_encoder,
-        track=steps_bar("pretraining"),
-        say=say,
-    )
+    work = config.work or Path("outputs/pretrain") / config.out.resolve().name
+    with stop_on_request() as stop:
+        try:
+            domain = pretrain(
+                config.base,
+                config.data,
+                config.domain,
+                config.training,
+                work=work,
+                resume=config.resume,
+                image_encoder=config.image_encoder,
+                track=steps_bar("pretraining"),
+                say=say,
+                stop=stop,
+            )
+        except Stopped as stopped:
+            say(f"Stopped as asked, after saving step {stopped.step} in {work}; the same command with --resume goes on.")
+            return
     save_domain(config.out, domain)
     print(f"Wrote {config.out}")

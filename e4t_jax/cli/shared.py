@@ -7,9 +7,11 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -69,6 +71,10 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
+    except OSError as error:
+        # Whatever no file's own reader or writer foresaw.
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        sys.exit(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
         sys.exit("Stopped.")
 
@@ -126,6 +132,25 @@ def _lowers_memory(config_type: type) -> str:
     names = _field_names(config_type)
     flags = [name for name in ("batch_size", "concepts", "images", "prompts") if name in names]
     return " or ".join(f"--{flag.replace('_', '-')}" for flag in flags) or "the size of the model"
+
+
+@contextlib.contextmanager
+def stop_on_request() -> Iterator[Callable[[], bool]]:
+    """Yields what tells whether SIGTERM, a cluster's request to end, came meanwhile; a second one ends the process at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # no other may say how signals are handled
+        yield asked.is_set
+        return
+
+    def note(*_: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:

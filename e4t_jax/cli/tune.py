@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.cli.shared import Command, Inline, progress
-from e4t_jax.concept import save_concept
+from e4t_jax.cli.shared import Command, Inline, progress, say
+from e4t_jax.concept import concept_bytes
+from e4t_jax.data.images import is_mask, mask_beside
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
-from e4t_jax.storage import check_writable, to_json, write_file
+from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
 
 
@@ -33,21 +35,38 @@ class Config(Command):
 
 
 def main(config: Config) -> None:
-    names = [path.stem for path in config.images]
+    images = pictures_of(config.images)
+    names = [path.stem for path in images]
+    if not names:
+        raise UserError("there is no picture; give one or more.", "images")
     if len(set(names)) < len(names):
         raise UserError("two files have one name, and concepts are named after their files; rename one.", "images")
     check_writable(config.out)
     domain = load_domain(config.domain)
     began = time.perf_counter()
-    concepts = domain.tune(config.images, config.tuning, caption=config.caption, track=partial(progress, description="tuning"))
+    concepts = domain.tune(images, config.tuning, caption=config.caption, track=partial(progress, description="tuning"))
     seconds = time.perf_counter() - began
-    sizes = {concept.name: save_concept(config.out / f"{concept.name}.safetensors", concept) for concept in concepts}
+    files = {concept.name: concept_bytes(concept) for concept in concepts}
     facts = {
         "domain": config.domain,
         **dataclasses.asdict(config.tuning),
         "caption": config.caption,
         "seconds": round(seconds, 3),  # compilation included
-        "bytes_per_concept": sizes,
+        "bytes_per_concept": {name: len(content) for name, content in files.items()},
     }
-    write_file(config.out / "tune.json", to_json(facts))
+    write_files(
+        {
+            **{config.out / f"{name}.safetensors": content for name, content in files.items()},
+            config.out / "tune.json": to_json(facts),
+        }
+    )
     print(f"Wrote {len(concepts)} concepts to {config.out} ({seconds:.1f} s, compilation included)")
+
+
+def pictures_of(paths: Sequence[Path]) -> list[Path]:
+    """The pictures among some files: a mask that a shell's `*.png` caught with its picture is left out, and said."""
+    masks = {mask_beside(path) for path in paths if not is_mask(path)}
+    for path in paths:
+        if path in masks:
+            say(f"{path} is the mask of a picture, and no concept of its own.")
+    return [path for path in paths if path not in masks]

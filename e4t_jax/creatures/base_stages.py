@@ -23,6 +23,7 @@ from e4t_jax.creatures.captions import write_captions
 from e4t_jax.creatures.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
 from e4t_jax.creatures.renderer import render
 from e4t_jax.diffusion import noise_schedule
+from e4t_jax.errors import UserError
 from e4t_jax.storage import fingerprint
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
@@ -30,6 +31,7 @@ from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
 from e4t_jax.training.parallel import place, spread, unplace
 
 _CAPTION_SETS = 4  # of the same pictures, in turn: a picture is not always described in the same words
+_VAE_BATCH = 16
 _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
 
 
@@ -54,12 +56,18 @@ class BaseSettings:
 def train_base(
     base: StableDiffusion, params: Params, settings: BaseSettings, out: Path, work: Path, track: Callable[..., Any], say: Callable
 ) -> None:
-    """All stages, from `params`; writes the base to `out` after each of them. `track(items, description)` wraps long loops."""
+    """All stages, from `params`; writes the base to `out` after each of them. `track(items, description)` wraps long loops.
+
+    Errors: `UserError` for fewer pictures than a batch holds, and those of `training.checkpoints` and `training.loop`.
+    """
+    most = max(_VAE_BATCH, settings.batch_size)
+    if settings.pictures < most:
+        raise UserError(f"{settings.pictures} is less than a batch of {most}; give more.", "pictures")
     fit = partial(_fit, base, params, settings, work, track, say)
     pictures = draw_pictures(work, settings.seed, settings.pictures, partial(track, description="drawing"))
 
     def picture_batches(first: int) -> Iterator[np.ndarray]:
-        return (as_floats(pictures[np.sort(rows)]) for rows in shuffled(settings.pictures, 16, settings.seed, first))
+        return (as_floats(pictures[np.sort(rows)]) for rows in shuffled(settings.pictures, _VAE_BATCH, settings.seed, first))
 
     loss = partial(losses.autoencoder_loss, base)
     vae = fit("autoencoder", loss, {"vae": params["vae"]}, {}, picture_batches, settings.autoencoder_steps)

@@ -101,7 +101,7 @@ def prepare(data_dir: str | Path, config: CreaturesConfig | None = None) -> Crea
 
     Errors: `UserError` when the folder cannot be written.
     """
-    builder = Creatures(data_dir=str(check_writable(Path(data_dir))), config=config, file_format="array_record")
+    builder = Creatures(data_dir=str(check_writable(Path(data_dir), argument="work")), config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder
 

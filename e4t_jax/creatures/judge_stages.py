@@ -18,13 +18,17 @@ from e4t_jax.creatures.attributes import Record, sample_identities, sample_scene
 from e4t_jax.creatures.judges import JUDGES, flatten_judge
 from e4t_jax.creatures.pictures import as_floats, records
 from e4t_jax.creatures.renderer import IMAGE_SIZE, render
+from e4t_jax.errors import UserError
 from e4t_jax.storage import write_file
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
 
 _VIEWS = 6
 _TOGETHER = 43  # identities in a batch, three views each
+_LABELLED = 128  # pictures in a batch of the others
 _RATE = 2e-3
+# Judge -> what it learns from, and how many of them at least.
+_SOURCES = {"identity": ("identities", _TOGETHER), "scene": ("scenes", _LABELLED), "attributes": ("creatures", _LABELLED)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,13 @@ class JudgeSettings:
 
 
 def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[..., Any]) -> None:
-    """Trains one judge (a key of `JUDGES`) and writes it to `out`."""
+    """Trains one judge (a key of `JUDGES`) and writes it to `out`.
+
+    Errors: `UserError` for fewer pictures than a batch holds, or a loss that is not finite.
+    """
+    source, fewest = _SOURCES[name]
+    if getattr(settings, source) < fewest:
+        raise UserError(f"{getattr(settings, source)} is less than a batch of {fewest}; give more.", source)
     generator = np.random.default_rng(settings.seed)
     loss: Loss
     batches: Iterator[Any]
@@ -88,8 +98,8 @@ def _identity_batches(seed: int, count: int, generator: np.random.Generator) -> 
 def _labelled_batches(
     identities: Record, scenes: Record, labels: dict[str, np.ndarray], generator: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """128 pictures and their labels."""
+    """Pictures and their labels."""
     pictures = render(identities, scenes)[0]
     while True:
-        rows = generator.choice(len(pictures), 128, replace=False)
+        rows = generator.choice(len(pictures), _LABELLED, replace=False)
         yield as_floats(pictures[rows]), {head: label[rows] for head, label in labels.items()}

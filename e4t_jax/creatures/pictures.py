@@ -9,6 +9,8 @@ import numpy as np
 
 from e4t_jax.creatures.attributes import CLASSES, Record, sample_identities, sample_relatives, sample_scenes, take
 from e4t_jax.creatures.renderer import IMAGE_SIZE, render
+from e4t_jax.errors import UserError
+from e4t_jax.storage import check_writable, write_file
 
 _CREATURES = 0.7  # share of the creature among the classes
 _SHARD = 2048
@@ -24,22 +26,29 @@ def records(seed: int, count: int, split: str = "train") -> tuple[Record, Record
 
 
 def draw_pictures(folder: Path, seed: int, count: int, track) -> np.ndarray:
-    """uint8 `[count, size, size, 3]`, memory-mapped; continues where an earlier call stopped. `track` wraps the shards."""
+    """uint8 `[count, size, size, 3]`, memory-mapped; continues where an earlier call stopped. `track` wraps the shards.
+
+    Errors: `UserError` when the folder cannot be written or has no room for them.
+    """
+    # The name says whose pictures they are: another seed or count draws others.
+    path, done = folder / f"pictures_{seed}_{count}.npy", folder / f"pictures_{seed}_{count}.done"
+    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
+    size = int(np.prod(shape))
+    there = path.exists() and done.exists() and path.stat().st_size > size
+    # A mapped file on a disk that fills ends the process without a word.
+    check_writable(folder, argument="work", needed=0 if there else size)
     folder.mkdir(parents=True, exist_ok=True)
     identities, scenes = records(seed, count)
-    path, done = folder / "pictures.npy", folder / "pictures.done"
-    shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
-    if path.exists() and np.load(path, mmap_mode="r").shape != shape:
-        path.unlink()
-        done.unlink(missing_ok=True)
-    mode = "r+" if path.exists() else "w+"
-    pictures = np.lib.format.open_memmap(path, mode=mode, dtype=np.uint8, shape=shape)
-    first = int(done.read_text()) if done.exists() else 0
+    try:
+        first = int(done.read_text()) if there else 0
+        pictures = np.lib.format.open_memmap(path, mode="r+" if there else "w+", dtype=np.uint8, shape=shape)
+    except ValueError:
+        raise UserError(f"{path} or {done.name} beside it is damaged; delete both.") from None
     for start in track(range(first, count, _SHARD)):
         rows = np.arange(start, min(start + _SHARD, count))
         pictures[rows] = render(take(identities, rows), take(scenes, rows))[0]
         pictures.flush()
-        done.write_text(str(rows[-1] + 1))
+        write_file(done, str(rows[-1] + 1))
     return pictures
 
 

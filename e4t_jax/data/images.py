@@ -3,124 +3,155 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
 from e4t_jax.errors import UserError
 
 _FEWEST_PIXELS = 8
-_MOST_PIXELS = 200_000_000
+_MOST_PIXELS = 170_000_000  # Pillow itself refuses a little more
 _WIDEST = 100  # times as long as it is wide
+_MASK = ".mask.png"
+_LONGEST_REASON = 80  # characters of what another library says
 
 
 PictureLike = str | Path | Image.Image | np.ndarray  # a file, a Pillow picture, or its numbers: uint8, or floats in [0, 1]
 
 
 def read_image(
-    source: PictureLike, size: int, *, use_mask: bool = True
+    source: PictureLike, size: int, *, use_mask: bool = True, mask: PictureLike | None = None
 ) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size"] | None]:
     """A picture in [-1, 1], cropped to a square of `size`, and its mask in [0, 1] if it has one.
 
-    The mask is NAME.mask.png beside a file, or else an alpha channel that is not opaque throughout; transparent
+    The mask is `mask`, or NAME.mask.png beside a file, or else an alpha channel that is not opaque throughout; transparent
     parts are laid on white. The square holds the middle of the picture, or of what the mask leaves, as far as there is room.
     EXIF rotation is applied; palette, grey, CMYK, 16-bit and float pictures become RGB.
 
     Errors: `UserError`, one line that names the file, when it is missing, empty, damaged, no picture, of a size or kind out of
     reason, or when its mask leaves nothing.
     """
-    name = str(source) if isinstance(source, str | Path) else "the picture"
-    picture = _open(Path(source)) if isinstance(source, str | Path) else _from_memory(source)
-    alpha = None
-    if "A" in picture.getbands() or "a" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        alpha = picture.getchannel("A")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-        alpha = None if alpha.getextrema() == (255, 255) else alpha
-    sidecar = Path(source).with_name(f"{Path(source).stem}.mask.png") if isinstance(source, str | Path) else None
-    if use_mask and sidecar is not None and sidecar.exists():
-        alpha = _to_8_bits(_open(sidecar), str(sidecar)).convert("L")
+    if isinstance(source, str | Path) and is_mask(source):
+        raise UserError(f"{source} is a mask, by its name; give the picture that it belongs to, or rename it.")
+    name = _name_of(source, "the picture")
+    opened = _open(source, name)
+    rgba = _to_rgba(opened, name)
+    alpha = rgba.getchannel("A")
+    opaque = alpha.getextrema() == (255, 255)
+    # Laid on white only where there is something to lay: it rounds.
+    picture = (rgba if opaque else Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)).convert("RGB")
+    if not use_mask:
+        return _to_floats(_square(picture, size)), None
+    if mask is None and isinstance(source, str | Path) and os.path.exists(mask_beside(source)):
+        mask = mask_beside(source)
+    if mask is not None:
+        mask_name = _name_of(mask, f"the mask of {name}")
+        alpha = _to_mask(_open(mask, mask_name), mask_name)
         if alpha.size != picture.size:
-            raise UserError(f"{sidecar} is {_sizes(alpha)}, {source} is {_sizes(picture)}; make them the same size.")
-    alpha = alpha if use_mask else None
-    picture = _to_8_bits(picture, name).convert("RGB")
-    if alpha is None:
-        return np.asarray(_square(picture, size), np.float32) / 127.5 - 1, None
+            raise UserError(f"{mask_name} is {_sizes(alpha)}, {name} is {_sizes(picture)}; make them the same size.")
+    elif opaque:
+        return _to_floats(_square(picture, size)), None
     box = alpha.point(lambda value: 255 * (value >= 128)).getbbox()
     if box is None:
-        raise UserError(f"The mask of {name} leaves nothing of the picture: it must be white where the concept is.")
+        raise UserError(f"The mask of {name} leaves nothing of the picture: it must be white, or opaque, where the concept is.")
     centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-    pixels = np.asarray(_square(picture, size, centre), np.float32) / 127.5 - 1
-    mask = np.asarray(_square(alpha, size, centre), np.float32) / 255
-    if mask.max() < 0.5:
+    covered = np.asarray(_square(alpha, size, centre), np.float32) / 255
+    if covered.max() < 0.5:
         raise UserError(f"The mask of {name} leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
-    return pixels, mask
+    return _to_floats(_square(picture, size, centre)), covered
 
 
-def _from_memory(source: Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(source, Image.Image):
-        picture = source
-    else:
-        array = np.asarray(source)
-        if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-            raise UserError(f"A picture of shape {array.shape} is none; give [height, width, 3].")
-        if array.dtype != np.uint8:
-            if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-                raise UserError("A picture as an array must hold uint8, or floats from 0 to 1.")
-            array = (array * 255).round().astype(np.uint8)
-        picture = Image.fromarray(array)
-    return _check_size(picture, "the picture")
+def is_mask(path: str | Path) -> bool:
+    """Whether a file is a mask by its name, and no picture of its own."""
+    return Path(path).name.lower().endswith(_MASK)
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.exists():
-        raise UserError(f"{path} does not exist; check the path.")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; give the pictures in it one by one.")
+def mask_beside(path: str | Path) -> Path:
+    """Where the mask of a picture file lies, if it has one."""
+    return Path(path).with_name(f"{Path(path).stem}{_MASK}")
+
+
+def _name_of(source: PictureLike, otherwise: str) -> str:
+    return str(source) if isinstance(source, str | Path) else otherwise
+
+
+def _open(source: PictureLike, name: str) -> Image.Image:
+    """A picture that is decoded, turned as its EXIF says, and of a size within reason."""
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty; copy it again.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked below, and of odd metadata
-            picture: Image.Image = Image.open(path)
+            picture = _from_file(Path(source), name) if isinstance(source, str | Path) else _from_memory(source)
             if picture.width * picture.height > _MOST_PIXELS:
-                raise UserError(f"{path} is {_sizes(picture)}; make it smaller than 200 megapixels.")
+                raise UserError(f"{name} is {_sizes(picture)}; make it smaller than {_MOST_PIXELS // 10**6} megapixels.")
             picture.load()
             picture = ImageOps.exif_transpose(picture)
     except UserError:
         raise
     except Image.DecompressionBombError:
-        raise UserError(f"{path} is larger than 200 megapixels; make it smaller.") from None
+        raise UserError(f"{name} is larger than {_MOST_PIXELS // 10**6} megapixels; make it smaller.") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"{path} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
+        raise UserError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist; check the path.") from None
     except PermissionError:
-        raise UserError(f"{path} may not be read; change its permissions.") from None
+        raise UserError(f"{name} may not be read; change its permissions.") from None
     except Exception as error:  # Pillow's many readers raise whatever the damage makes them raise
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged ({reason}); copy or export it again.") from None
-    return _check_size(picture, str(path))
+        reason = str(error).splitlines()[0][:_LONGEST_REASON] if str(error) else type(error).__name__
+        raise UserError(f"{name} is damaged or cannot be read ({reason}); copy or export it again.") from None
+    return _check_size(picture, name)
 
 
-def _check_size(picture: Image.Image, name: str) -> Image.Image:
-    if min(picture.size) < _FEWEST_PIXELS:
-        raise UserError(f"{name} is {_sizes(picture)}; a picture needs at least {_FEWEST_PIXELS} pixels a side.")
-    if max(picture.size) > _WIDEST * min(picture.size):
-        raise UserError(f"{name} is {_sizes(picture)}, too narrow to crop a square from; crop it yourself.")
-    return picture
+def _from_file(path: Path, name: str) -> Image.Image:
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; give the pictures in it one by one.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{name} is empty; copy it again.")
+    with Image.open(path) as picture:
+        if picture.format == "PNG":
+            picture.verify()  # its checksums, which decoding passes over
+    return Image.open(path)
 
 
-def _sizes(picture: Image.Image) -> str:
-    return f"{picture.width}×{picture.height} pixels"
+def _from_memory(source: Image.Image | np.ndarray) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    array = np.asarray(source)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise UserError(f"A picture of shape {array.shape} is none; give [height, width, 3].")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise UserError("A picture as an array must hold uint8, or floats from 0 to 1.")
+        array = (array * 255).round().astype(np.uint8)
+    return Image.fromarray(array)
 
 
-def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
-    """A picture of more than 8 bits scaled by the range that its numbers have; Pillow would cut them off at 255."""
-    if not picture.mode.startswith(("I", "F")):
-        return picture
+def _to_rgba(picture: Image.Image, name: str) -> Image.Image:
+    """A picture of any mode as RGBA: opaque where it tells of no transparency.
+
+    Errors: `UserError` for a mode whose colours are not known.
+    """
+    if picture.mode.startswith(("I", "F")):
+        return _deep_to_rgba(picture, name)
+    # What Pillow turns into RGBA only by way of another mode.
+    for mode, by_way_of in (("La", "LA"), ("RGBX", "RGB"), ("HSV", "RGB"), ("YCbCr", "RGB"), ("CMYK", "RGB")):
+        if picture.mode == mode:
+            picture = picture.convert(by_way_of)
+    if picture.mode == "LAB":
+        picture = _lab_to_rgb(picture)
+    try:
+        return picture.convert("RGBA")
+    except ValueError:
+        raise UserError(f"{name} is of Pillow's mode {picture.mode}, which is not supported; convert it to RGB.") from None
+
+
+def _deep_to_rgba(picture: Image.Image, name: str) -> Image.Image:
+    """A grey picture of more than 8 bits, scaled by the range that its numbers have; Pillow would cut them off at 255."""
     values = np.asarray(picture, np.float64)
     if not np.isfinite(values).all() or values.min() < 0:
         raise UserError(f"{name} holds numbers that are no brightness (negative or not finite); convert it to 8 bits.")
@@ -135,7 +166,40 @@ def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
         scale = 257.0
     else:
         raise UserError(f"{name} holds numbers up to {most:g}, of a range that is not known; convert it to 8 bits.")
-    return Image.fromarray((values / scale).round().astype(np.uint8))
+    grey = Image.fromarray((values / scale).round().astype(np.uint8)).convert("RGBA")
+    transparent = picture.info.get("transparency")  # the one value that stands for nothing
+    if isinstance(transparent, int | float):
+        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _lab_to_rgb(picture: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    turned = ImageCms.profileToProfile(picture, lab, srgb, outputMode="RGB", flags=ImageCms.Flags.NOOPTIMIZE)
+    assert turned is not None  # only in place is nothing returned
+    return turned
+
+
+def _to_mask(picture: Image.Image, name: str) -> Image.Image:
+    """The brightness of a mask of any mode; what is transparent is black."""
+    rgba = _to_rgba(picture, name)
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
+
+
+def _to_floats(picture: Image.Image) -> Float[np.ndarray, "h w 3"]:
+    return np.asarray(picture, np.float32) / 127.5 - 1
+
+
+def _check_size(picture: Image.Image, name: str) -> Image.Image:
+    if min(picture.size) < _FEWEST_PIXELS:
+        raise UserError(f"{name} is {_sizes(picture)}; a picture needs at least {_FEWEST_PIXELS} pixels a side.")
+    if max(picture.size) > _WIDEST * min(picture.size):
+        raise UserError(f"{name} is {_sizes(picture)}, too narrow to crop a square from; crop it yourself.")
+    return picture
+
+
+def _sizes(picture: Image.Image) -> str:
+    return f"{picture.width}×{picture.height} pixels"
 
 
 def _square(picture: Image.Image, size: int, centre: tuple[float, float] | None = None) -> Image.Image:
@@ -146,13 +210,6 @@ def _square(picture: Image.Image, size: int, centre: tuple[float, float] | None 
     side = min(width, height)
     left, top = (min(max(middle - side / 2, 0), whole - side) for middle, whole in zip(centre, (width, height), strict=True))
     return picture.resize((size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
-
-
-def fit_square(pixels: UInt8[np.ndarray, "height width *channels"], size: int) -> UInt8[np.ndarray, "size size *channels"]:
-    """Centre crop to a square and resize (Lanczos), unless the picture has that size already."""
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    return np.asarray(_square(Image.fromarray(pixels), size))
 
 
 def to_uint8(images: Float[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*batch h w 3"]:

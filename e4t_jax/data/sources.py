@@ -6,6 +6,8 @@ data has one, `caption` (a prompt with the placeholder).
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import grain.python as grain
 import numpy as np
 
 from e4t_jax import registry
-from e4t_jax.data.images import fit_square, read_image
+from e4t_jax.data.images import is_mask, read_image
 from e4t_jax.errors import UserError
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class FolderSource:
@@ -26,10 +28,10 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path, size: int):
-        if not Path(folder).is_dir():
+        if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
         found = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
-        self.paths = sorted(path for path in found if not path.name.endswith(".mask.png"))
+        self.paths = sorted(path for path in found if not is_mask(path) and path.is_file())
         self.size = size
         if not self.paths:
             raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
@@ -64,12 +66,26 @@ def open_pictures(spec: str, size: int, data_dir: Path) -> grain.MapDataset:
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         if "image" not in row:
             raise UserError(f"{spec} has no feature `image`, only {', '.join(row)}.", "data")
-        image = fit_square(np.asarray(row["image"]), size).astype(np.float32) / 127.5 - 1
-        mask = fit_square(np.asarray(row["mask"])[..., 0], size) / 255 if "mask" in row else np.ones((size, size))
-        converted = {"image": image, "mask": mask.astype(np.float32)}
-        return converted | ({"caption": row["caption"].decode()} if "caption" in row else {})
+        image, mask = read_image(np.asarray(row["image"]), size, mask=np.asarray(row["mask"]) if "mask" in row else None)
+        converted: dict[str, Any] = {"image": image, "mask": np.ones((size, size), np.float32) if mask is None else mask}
+        caption = row.get("caption")
+        if isinstance(caption, bytes):
+            caption = caption.decode(errors="replace")
+        if not isinstance(caption, str | None):
+            raise UserError(f"{spec} has captions that are no text ({type(caption).__name__}).", "data")
+        return converted if caption is None else {**converted, "caption": caption}
 
     return grain.MapDataset.source(source).map(convert)
+
+
+def folder_digest(spec: str) -> str | None:
+    """What tells one folder of pictures from another: names and sizes of its files; None for data that is no folder."""
+    kind, _, name = spec.partition(":")
+    if kind != "folder":
+        return None
+    files = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in _PICTURES)
+    listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in files)
+    return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _open_tfds(name: str, data_dir: Path):

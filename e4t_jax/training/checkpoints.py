@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
 from e4t_jax.errors import UserError
-from e4t_jax.storage import check_writable, file_digest, read_json, to_json, write_file
+from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
 
 _FACTS = "facts.json"
 _DIGESTS = "digests.json"
@@ -31,9 +31,10 @@ class Checkpoints:
     """The checkpoints of one run in `folder`; `facts` are the run's own, plain values of JSON.
 
     A run that is new refuses a folder that holds another's checkpoints; `resume` goes on from the newest that is sound, or
-    starts where there is none yet. `say` is told of what was passed over.
+    starts where there is none yet. `say` is told of what was passed over. One process at a time has the folder.
 
-    Errors: `UserError` when the folder cannot be written, holds a run and `resume` is not asked for, or holds one of other facts.
+    Errors: `UserError` when the folder cannot be written, holds a run and `resume` is not asked for, holds one of other facts, or
+    is another process's.
     """
 
     def __init__(
@@ -46,14 +47,24 @@ class Checkpoints:
         say: Callable[[str], None] = warnings.warn,
     ):
         self.folder = check_writable(Path(folder), argument="work").absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.facts = json.loads(to_json(facts))
         self.may_change = frozenset(may_change)
         self.say = say
         self._passed_over: set[int] = set()
-        self._check_run(resume)
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
-        )
+        with contextlib.ExitStack() as held:
+            if not held.enter_context(locked(self.folder, wait=False)):
+                raise UserError(f"another process works in {self.folder}; let it end, or give another folder.", "work")
+            self._check_run(resume)
+            with _one_line(f"Cannot open the checkpoints in {self.folder}", "give another work folder"):
+                self._manager = ocp.CheckpointManager(
+                    self.folder,
+                    # What a killed process left half-written goes: it was never a checkpoint.
+                    options=ocp.CheckpointManagerOptions(
+                        max_to_keep=_KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                    ),
+                )
+            self._held = held.pop_all()
 
     def _check_run(self, resume: bool) -> None:
         file = self.folder / _FACTS
@@ -62,7 +73,8 @@ class Checkpoints:
             raise UserError(
                 f"{self.folder} holds a run already, at step {steps[0]}; give resume to go on with it, or another folder.", "work"
             )
-        if resume and file.exists():
+        if resume and (steps or file.exists()):
+            # A run of which nothing is known may be any run.
             self._compare(read_json(file, "give another work folder"))
         write_file(file, to_json(self.facts))
 
@@ -79,9 +91,9 @@ class Checkpoints:
                 )
 
     def latest(self) -> int | None:
-        """The newest step that is saved."""
+        """The newest step that is saved, damaged ones apart."""
         self.wait()
-        return self._manager.latest_step()
+        return max((step for step in self._manager.all_steps() if step not in self._passed_over), default=None)
 
     def restore(self, like: Any) -> Any | None:
         """The newest sound state, as a tree like `like`; None where none was ever written whole.
@@ -110,34 +122,41 @@ class Checkpoints:
 
         Errors: `UserError` when it cannot be written.
         """
-        with _quiet():
-            try:
-                if step in self._manager.all_steps():
-                    if step not in self._passed_over:
-                        return
-                    self._manager.delete(step)
-                self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(lambda leaf: leaf, state)))
-                self._manager.wait_until_finished()
-            except Exception as error:
-                reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-                raise UserError(
-                    f"Cannot write a checkpoint to {self.folder} ({reason}); free some space and resume.", "work"
-                ) from None
-        write_file(self.folder / str(step) / _DIGESTS, to_json(self._digests(step)))
+        with (
+            contextlib.ExitStack() as half_written,
+            _one_line(f"Cannot write a checkpoint to {self.folder}", "free some space and resume"),
+        ):
+            # It may be what fills the disk.
+            half_written.callback(self._clear_temporary)
+            # Those passed over are of no use, and newer than what is to be saved: the store takes no step before its last.
+            for damaged in sorted(self._passed_over & set(self._manager.all_steps())):
+                self._manager.delete(damaged)
+            if step in self._manager.all_steps():
+                return
+            if not self._manager.save(step, args=ocp.args.StandardSave(state)):
+                raise RuntimeError(f"it holds a step after {step}")
+            self._manager.wait_until_finished()
+            digests = self._digests(step)
+        write_file(self.folder / str(step) / _DIGESTS, to_json(digests))
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Frees what the store holds open."""
+        """Frees what the store holds open, and the folder."""
         self._manager.close()
+        self._held.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _clear_temporary(self) -> None:
+        for path in self.folder.glob("*orbax-checkpoint-tmp*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _digests(self, step: int) -> dict[str, str]:
         root = self.folder / str(step)
@@ -155,7 +174,20 @@ class Checkpoints:
             return f"{_DIGESTS} is damaged"
         found = self._digests(step)
         wrong = sorted(name for name in {*promised, *found} if promised.get(name) != found.get(name))
+        if not promised:
+            return f"{_DIGESTS} is empty"
         return f"{wrong[0]} is missing or was changed" if wrong else None
+
+
+@contextlib.contextmanager
+def _one_line(what: str, mend: str):
+    """Whatever the store raises, as a `UserError`."""
+    with _quiet():
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            raise UserError(f"{what} ({reason}); {mend}.", "work") from None
 
 
 @contextlib.contextmanager

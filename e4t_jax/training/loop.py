@@ -15,7 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from e4t_jax.errors import UserError
+from e4t_jax.errors import Stopped, UserError
 from e4t_jax.training.checkpoints import Checkpoints
 
 # (params, frozen, batch, key) -> (value to lower, figures to watch)
@@ -86,6 +86,7 @@ class Run(NamedTuple):
     every: int = 500  # steps from one checkpoint to the next
     track: Callable[..., Any] = iter  # wraps the loop over the steps: a progress bar
     watch: int = 25  # steps from one look at the figures to the next
+    stop: Callable[[], bool] = lambda: False  # asked after every step: whether to save and end here
 
 
 def train(
@@ -100,9 +101,9 @@ def train(
 ) -> TrainState:
     """Takes `state` to `run.steps`; `batches(first)` yields the batches from that step on, `host` brings a state to the host.
 
-    The state is saved every `run.every` steps and at the end, but never one whose figures are not finite.
+    The state is saved every `run.every` steps, at the end and when asked to stop, but never one that is not finite.
 
-    Errors: `UserError` when a figure is not finite.
+    Errors: `UserError` when a figure or a number of the state is not finite; `Stopped` when `run.stop` said so before the end.
     """
     first = int(jnp.ravel(state.step)[0])
     bar = run.track(range(first, run.steps))
@@ -110,17 +111,21 @@ def train(
     for index in bar:
         state, metrics = step(state, frozen, next(rows), key)
         last = index + 1 == run.steps
-        saves = last or (index + 1) % run.every == 0
+        stops = not last and run.stop()
+        saves = last or stops or (index + 1) % run.every == 0
         if saves or (index + 1) % run.watch == 0:
             values = {name: float(jnp.mean(value)) for name, value in metrics.items()}
             if hasattr(bar, "set_postfix"):
                 bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
             _check_finite(run, index + 1, values)
-        if saves and run.checkpoints is not None:
+        if saves:
             whole = host(state)
-            if not _all_finite(whole.params):
-                _stop(run, index + 1, "A weight")
-            run.checkpoints.save(index + 1, whole)
+            if not _all_finite(whole):
+                _give_up(run, index + 1, "A weight, or a moment of the optimiser,")
+            if run.checkpoints is not None:
+                run.checkpoints.save(index + 1, whole)
+        if stops:
+            raise Stopped(index + 1)
     if run.checkpoints is not None:
         run.checkpoints.wait()
     return state
@@ -129,14 +134,18 @@ def train(
 def _check_finite(run: Run, step: int, values: dict[str, float]) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            _stop(run, step, f"The {name}")
+            _give_up(run, step, f"The {name}")
 
 
 def _all_finite(tree: Any) -> bool:
     return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
 
 
-def _stop(run: Run, step: int, what: str) -> None:
-    saved = run.checkpoints.latest() if run.checkpoints else None
-    mend = "lower the learning rate" + (f" and resume from step {saved}, the last good one" if saved else "")
+def _give_up(run: Run, step: int, what: str) -> None:
+    mend = "lower the learning rate"
+    if run.checkpoints:
+        # Not by resuming: another rate is another run.
+        mend += " and give another work folder"
+        saved = run.checkpoints.latest()
+        mend += f"; {run.checkpoints.folder} keeps step {saved}, the last good one" if saved else ""
     raise UserError(f"{run.name}: {what} is not finite at step {step}; {mend}.")

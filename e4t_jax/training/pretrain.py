@@ -8,7 +8,7 @@ Pictures are encoded where the batch lies, on every device its own share, in the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from e4t_jax.training.parallel import axis_of, check_divides, place, spread, unp
 class PretrainSettings:
     """How a domain is pretrained."""
 
+    STEPS_OF: ClassVar[str] = "training"
     steps: int = 2400
     """Update steps."""
     batch_size: int = 16
@@ -99,12 +100,14 @@ def pretrain_trainable(
     checkpoints: Checkpoints | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trainable:
     """Encoder and offsets after `settings.steps` steps; `batches(first)` yields rows of `data.batches` from that step on.
 
-    Goes on from the newest of `checkpoints` where there is one. `tx` takes the place of `optimizers.pretraining`.
+    Goes on from the newest of `checkpoints` where there is one. `tx` takes the place of `optimizers.pretraining`. `stop` is asked
+    after every step whether to save and end there.
 
-    Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite.
+    Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite; `Stopped`.
     """
     parallel = settings.parallel
     check_divides(settings.batch_size)
@@ -117,7 +120,7 @@ def pretrain_trainable(
     # By way of the host: the step donates its state, and whatever else holds these arrays must survive that.
     state = place(jax.device_get(state), parallel, split=False)
     given = Given(Frozen(params["unet"], params["text_encoder"]), Encoders(params["vae"], params["image_encoder"]))
-    run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track)
+    run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track, stop=stop)
     state = train(
         run,
         lambda state, given, rows, key: step(state, given, place(rows, parallel, split=True), key),
