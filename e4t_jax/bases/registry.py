@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -25,14 +26,20 @@ ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.fold
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
 
     `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
-    "random:vit-h14"; the paper's ViT-H/14 where not given.
+    "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute, where not in float32:
+    `dtype="bfloat16"`, `remat="blocks"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """
+    base, params = _find_base(name, image_encoder)
+    return base.with_policy(**policy) if policy else base, params
+
+
+def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
     if name.startswith("random:"):
         return random_base(name.removeprefix("random:"), (image_encoder or "random:vit-h14").removeprefix("random:"))
     shipped = registry.find("base", name)

@@ -122,6 +122,10 @@ class StableDiffusion:
         z_t, t = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
         return jax.eval_shape(self.features, self.param_shapes()["unet"], z_t, t, text).shape[-1]
 
+    def with_policy(self, **changes: Any) -> StableDiffusion:
+        """The same model computed otherwise: single fields of `Policy`."""
+        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **changes))
+
     def with_scaling_factor(self, scaling_factor: float) -> StableDiffusion:
         """The same base with another latent scale."""
         configs = {**self.configs, "vae": {**self.configs["vae"], "scaling_factor": scaling_factor}}
