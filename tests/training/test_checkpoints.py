@@ -205,7 +205,7 @@ def test_on_a_disk_that_fills_the_older_checkpoint_stays(tmp_path):
             checkpoints.save(5, {**like, "step": np.asarray(5, np.int32)})
             with pytest.raises(UserError, match=r"Cannot write a checkpoint .*free some space and resume") as error:
                 for step in (10, 15, 20):
-                    checkpoints.save(step, {"weights": big + step, "step": np.asarray(step, np.int32)})
+                    checkpoints.save(step, {"weights": big + np.float32(step), "step": np.asarray(step, np.int32)})
             assert len(str(error.value).splitlines()) == 1
         assert not list((disk / "run").glob("*tmp*"))
         with pytest.raises(UserError, match=r"GB left, and .* free some space"):
@@ -213,7 +213,7 @@ def test_on_a_disk_that_fills_the_older_checkpoint_stays(tmp_path):
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         with open_run(disk / "run", resume=True) as checkpoints:
             state = checkpoints.restore(like)
-            np.testing.assert_array_equal(state["weights"], big if state["step"] == 5 else big + state["step"])
+            np.testing.assert_array_equal(state["weights"], big if state["step"] == 5 else big + np.float32(state["step"]))
     finally:
         subprocess.run(["umount", disk], check=True)
 
