@@ -142,6 +142,7 @@ def options_of(world):
     data = st.one_of(
         st.sampled_from(["", "folder:", "tfds:", "x", "folder:nowhere", f"folder:{folder}", f"folder:{world.base}"]), words
     )
+    small = ["--steps", "1", "--batch-size", "2", "--template", "neutral"]
     domain_settings = {"domain-token": words, "template": words, "clip-features": words, "guidance": numbers}
     training = {
         "steps": few,
@@ -166,8 +167,7 @@ def options_of(world):
             | {"format": st.one_of(st.sampled_from(["lora", "embedding", "diffusers"]), words)},
         ),
         "pretrain": (
-            ["--out", "out", "--base", world.base, "--data", f"folder:{world.pictures}", "--work", "work", "--steps", "1"]
-            + ["--batch-size", "2", "--template", "neutral"],
+            ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--work", "work", *small],
             {
                 **common,
                 **domain_settings,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -243,13 +244,13 @@ def toy_step(bad_from=10**9, where="params"):
         if number >= bad_from and where in parts:
             parts[where] = {"w": parts[where]["w"] * np.inf}
         loss = np.float32(np.nan if where == "loss" and number >= bad_from else 1)
-        return TrainState(**parts, step=state.step + 1), {"loss": loss}
+        return TrainState(**parts, step=jnp.asarray(state.step) + 1), {"loss": loss}
 
     return step
 
 
 def toy_state():
-    return TrainState({"w": np.zeros(3, np.float32)}, {"w": np.zeros(3, np.float32)}, np.zeros((), np.int32))
+    return TrainState({"w": np.zeros(3, np.float32)}, {"w": np.zeros(3, np.float32)}, jnp.zeros((), jnp.int32))
 
 
 @pytest.mark.parametrize("where", ["params", "moments", "loss"])
@@ -309,7 +310,7 @@ def cheap(monkeypatch):
             for hook in hooks:
                 hook(steps[-1])
             grow = jax.tree.map(lambda leaf: np.asarray(leaf) * rate[0], state.params)
-            return dataclasses.replace(state, params=grow, step=state.step + 1), {"loss": np.float32(1)}
+            return dataclasses.replace(state, params=grow, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
         return step
 
