@@ -17,7 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
-from e4t_jax.bases import Params, load_base
+from e4t_jax.bases import CLIP_FEATURES, Params, load_base
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.prompts import TEMPLATES
@@ -87,8 +87,8 @@ def base_fingerprint(params: Params) -> str:
     return fingerprint(*(params[part] for part in _PARTS))
 
 
-def load_domain(name: str | Path = "creatures") -> Domain:
-    """A domain by name ("creatures", shipped with the package) or folder.
+def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
+    """A domain by name ("creatures", shipped with the package) or folder; `policy` is that of `load_base`: `dtype="bfloat16"`.
 
     Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
     """
@@ -102,7 +102,7 @@ def load_domain(name: str | Path = "creatures") -> Domain:
         facts = _read_facts(path)
         encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
     options = {name: facts[name] for name in _OPTIONS}
-    base, params = load_base(_base_of(folder, facts), _image_encoder_of(path, options["image_encoder"]))
+    base, params = load_base(_base_of(folder, facts), _image_encoder_of(path, options["image_encoder"]), **policy)
     found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
     if facts["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
@@ -155,7 +155,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has format {_short(number)}, and there is none below 1; {_MEND}.")
     if facts["template"] not in TEMPLATES:
         raise UserError(f"{path}: template = {_short(facts['template'])} is unknown; update e4t-jax.")
-    if facts["clip_features"] not in ("layers", "tokens"):
+    if facts["clip_features"] not in CLIP_FEATURES:
         raise UserError(f"{path}: clip_features = {_short(facts['clip_features'])} is unknown; update e4t-jax.")
     return facts
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ def pretrain(
     work: str | Path,
     resume: bool = False,
     image_encoder: str | None = None,
+    policy: Mapping[str, Any] | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
     say: Callable[[str], None] = warnings.warn,
@@ -59,8 +60,9 @@ def pretrain(
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
 
-    `work` takes prepared data and checkpoints, of one run only; with `resume` the run there goes on. `tx` is an optimiser in place
-    of `training.optimizers.pretraining`. `stop` is asked after every step whether to save and end there.
+    `work` takes prepared data and checkpoints, of one run only; with `resume` the run there goes on. `policy` is that of
+    `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `stop` is asked after every step whether to save
+    and end there.
 
     Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
     finite; `Stopped` when `stop` said so.
@@ -72,7 +74,7 @@ def pretrain(
     check_writable(Path(work), argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
-    model, params = load_base(base, image_encoder)
+    model, params = load_base(base, image_encoder, **(policy or {}))
     method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
     pictures = open_pictures(data, model.image_size, Path(work) / "data")
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)

@@ -48,7 +48,8 @@ RANGES: dict[str, Range] = {
     "guidance": Range(-100, 1000),
     "scale": Range(0, 1000, open_low=True),
     "sampling_steps": _whole(1, 10_000),
-    "rank": _whole(1, 10_000),
+    "rank": _COUNT,  # beyond a kernel's smaller side it gains nothing, and is not taken
+    "error": Range(0, 1),
     "concepts": _whole(1, 1_000_000),
     "prompts": _whole(1, 1000),
     "checkpoint_every": _COUNT,

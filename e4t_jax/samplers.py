@@ -29,7 +29,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
-from e4t_jax.diffusion import NoiseSchedule, clean_and_noise, noise_schedule
+from e4t_jax.diffusion import LIMITED, SCHEDULERS, NoiseSchedule, clean_and_noise, limit_of, noise_schedule
 from e4t_jax.errors import UserError
 
 
@@ -147,8 +147,8 @@ class Pndm(Sampler):
 
 
 def own_method(scheduler_config: Mapping[str, Any]) -> str:
-    """The sampler that a `scheduler_config.json` names; "ddim" where it names none of `METHODS`."""
-    name = scheduler_config.get("_class_name", "")
+    """The sampler that a `scheduler_config.json` names; "ddim" where it names none of `METHODS` (`noise_schedule` says so)."""
+    name = SCHEDULERS.get(scheduler_config.get("_class_name", ""))
     return next((method for method, row in METHODS.items() if row.scheduler == name), "ddim")
 
 
@@ -158,13 +158,17 @@ def sampler(schedule: NoiseSchedule | Mapping[str, Any], method: str = "ddim", s
     Where the configuration names no `timestep_spacing`, it is that of diffusers: "leading" for ddim and pndm,
     "linspace" for the others.
 
-    Errors: `UserError` for an unknown method and for a number of steps that the schedule does not hold.
+    Errors: `UserError` for an unknown method, for a number of steps that the schedule does not hold, and for an option of the
+    configuration that diffusers' scheduler of this method reads and that is not implemented.
     """
     if method not in METHODS:
         raise UserError(f"{method!r} is unknown; choose one of {', '.join(METHODS)}.", "sampling")
     if isinstance(schedule, Mapping):
         schedule = noise_schedule(schedule)
     row = METHODS[method]
+    for option in schedule.limited:
+        if row.scheduler in LIMITED[option][1] and row.scheduler != "PNDMScheduler":  # whose Runge-Kutta steps are never taken
+            raise UserError(f"{method} cannot be used on this base: {limit_of(option)}", "sampling")
     limit = schedule.num_train_timesteps - row.beyond
     if not 1 <= steps <= limit:
         raise UserError(f"{steps} is out of range: {method} on this model takes 1 to {limit}.", "steps")

@@ -171,6 +171,18 @@ def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> P
     return folder
 
 
+def move_file(source: Path, target: Path) -> None:
+    """Puts a finished file in its place, folders included.
+
+    Errors: `UserError` when it cannot.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from None
+
+
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A folder on the same disk as `beside`, gone afterwards: what is made in it is moved to its place or lost.

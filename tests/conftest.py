@@ -1,4 +1,4 @@
-"""Settings of all tests: two host devices, shapes and dtypes checked, compiled programs kept between runs but not between modules."""
+"""Settings of all tests: two host devices, signatures checked, compiled programs kept on disk, not in memory."""
 
 import gc
 import os

@@ -88,7 +88,24 @@ def test_schedule_passes_through_jit_as_an_argument_and_takes_a_scalar_timestep(
         ("prediction_type", "sample"),
         ("timestep_spacing", "uniform"),
         ("thresholding", True),
-        ("clip_sample", True),
+        ("clip_sample", 1),
+        ("prediction_type", None),
+        ("timestep_spacing", None),
+        ("beta_start", None),
+        ("beta_end", "0.012"),
+        ("num_train_timesteps", None),
+        ("trained_betas", [0.1, 2.0]),
+        ("solver_order", 3),
+        ("algorithm_type", "sde-dpmsolver++"),
+        ("solver_type", "heun"),
+        ("final_sigmas_type", "sigma_min"),
+        ("lambda_min_clipped", -5.1),
+        ("variance_type", "learned"),
+        ("interpolation_type", "log_linear"),
+        ("timestep_type", "continuous"),
+        ("use_dynamic_shifting", True),
+        ("skip_prk_steps", False),
+        ("an_option_of_tomorrow", 3),
         ("use_karras_sigmas", True),
         ("rescale_betas_zero_snr", True),
     ],
@@ -97,3 +114,80 @@ def test_what_is_not_supported_is_said_in_one_line_that_names_it(option, value):
     with pytest.raises(UserError, match=option) as raised:
         diffusion.noise_schedule({option: value})
     assert "\n" not in str(raised.value)
+
+
+def test_every_option_of_diffusers_schedulers_is_known():
+    """What the five classes read is honoured, limited to what is computed, or inert; who reads it is right."""
+    import inspect
+
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("torch")
+    for name in set(diffusion.SCHEDULERS.values()):
+        read = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+        assert read <= diffusion._HONOURED | diffusion._INERT | set(diffusion.LIMITED), name
+        for option, (_, classes) in diffusion.LIMITED.items():
+            assert (option in read) == (name in classes), (name, option)
+
+
+def test_options_of_other_classes_are_passed_over_until_their_sampler_is_chosen():
+    """As in diffusers, where PNDM ignores what only DPM-Solver reads."""
+    from e4t_jax import samplers
+
+    config = STABLE_DIFFUSION | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "use_karras_sigmas": True}
+    schedule = diffusion.noise_schedule(config)
+    assert len(samplers.sampler(schedule, "pndm", 5).timesteps) == 6
+    with pytest.raises(
+        UserError, match=r"sampling: dpm\+\+2m cannot be used on this base: .*use_karras_sigmas is supported as False"
+    ):
+        samplers.sampler(schedule, "dpm++2m", 5)
+    with pytest.raises(UserError, match="use_karras_sigmas"):
+        diffusion.noise_schedule(config | {"_class_name": "DPMSolverMultistepScheduler"})
+    with pytest.raises(UserError, match="skip_prk_steps is supported as True alone"):
+        diffusion.noise_schedule(STABLE_DIFFUSION | {"_class_name": "PNDMScheduler"})
+    with pytest.raises(UserError, match="rescale_betas_zero_snr is nothing that PNDMScheduler reads"):
+        diffusion.noise_schedule(config | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
+
+
+def test_a_scheduler_that_is_replaced_is_said():
+    config = STABLE_DIFFUSION | {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "num_train_timesteps": 1000}
+    with pytest.warns(
+        UserWarning, match="UniPCMultistepScheduler is not implemented; where no sampler is named, ddim takes its place"
+    ):
+        diffusion.noise_schedule(config)
+    # Its default of β is another than ours.
+    with pytest.raises(UserError, match="HeunDiscreteScheduler is not supported, and beta_schedule is not given"):
+        diffusion.noise_schedule({"_class_name": "HeunDiscreteScheduler"})
+
+
+@pytest.mark.parametrize("name", sorted(diffusion.SCHEDULERS))
+@pytest.mark.parametrize(
+    "changes", [{}, {"steps_offset": 0}, {"clip_sample": True}, {"set_alpha_to_one": None}, {"steps_offset": 5}]
+)
+def test_old_configurations_are_read_as_stable_diffusion_pipeline_reads_them(name, changes):
+    """Timesteps equal; one DDIM step of a large prediction, which clipping would change, to 1e-5."""
+    torch = pytest.importorskip("torch")
+    import diffusers
+
+    from e4t_jax import samplers
+
+    config = {
+        key: value for key, value in STABLE_DIFFUSION.items() if key not in ("steps_offset", "clip_sample", "set_alpha_to_one")
+    }
+    config |= {"_class_name": name, "timestep_spacing": "leading"} | changes
+    if name == "PNDMScheduler":
+        config["skip_prk_steps"] = True
+    scheduler = getattr(diffusers, name).from_config(config)
+    parts = {part: None for part in ("vae", "text_encoder", "tokenizer", "unet", "safety_checker", "feature_extractor")}
+    pipeline = diffusers.StableDiffusionPipeline(**parts, scheduler=scheduler, requires_safety_checker=False)
+    theirs = pipeline.scheduler
+    theirs.set_timesteps(7)
+    sampler = samplers.sampler(config, samplers.own_method(config), 7)
+    np.testing.assert_allclose(sampler.timesteps, theirs.timesteps.numpy(), rtol=1e-6)
+    if samplers.own_method(config) != "ddim":
+        return
+    state = sampler.init(jnp.full((1, 2, 2, 1), 3.0))
+    expected = torch.full((1, 2, 2, 1), 3.0)
+    for i, t in enumerate(theirs.timesteps):
+        state = sampler.step(state, jnp.full((1, 2, 2, 1), -2.0), i)
+        expected = theirs.step(torch.full((1, 2, 2, 1), -2.0), t, expected).prev_sample
+    np.testing.assert_allclose(state.latents, expected.numpy(), rtol=1e-5)

@@ -1,16 +1,17 @@
 """Text-to-image models: what the method asks of one (`protocol`), where it is found (`registry`), and Stable Diffusion's."""
 
 from e4t_jax.bases.formats import Weights, load_pickled, read_json
-from e4t_jax.bases.hub import IMAGE_ENCODER_FILES, find_folder
+from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, Params
 from e4t_jax.bases.registry import load_base
-from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+from e4t_jax.bases.stable_diffusion.base import CLIP_FEATURES, StableDiffusion
 from e4t_jax.bases.stable_diffusion.folder import fill_part, load_folder, load_part, save_folder, save_part, write_json
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.stable_diffusion.names import torch_name
 
 __all__ = [
-    "IMAGE_ENCODER_FILES",
+    "CLIP_FEATURES",
+    "IMAGE_ENCODER",
     "TEXT_LENGTH",
     "VOCABULARY",
     "Base",

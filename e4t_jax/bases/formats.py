@@ -7,7 +7,6 @@ safetensors      one file, or shards with an index; "fp16" variants too
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from flax.serialization import msgpack_restore
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
+from e4t_jax import storage
 from e4t_jax.errors import UserError
 
 # File stems: of PyTorch's weights in safetensors, in .bin, and of Flax's weights.
@@ -27,6 +27,11 @@ STEMS = {
     "text_encoder": ("model", "pytorch_model", "flax_model"),
     "image_encoder": ("model", "pytorch_model", "flax_model"),
 }
+
+
+# Under what trainers put a model's tensors in a file that holds more, and what a wrapper for several devices puts before names.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+_PARALLEL = "module."
 
 
 class Weights(NamedTuple):
@@ -63,7 +68,7 @@ def _files(folder: Path, stem: str, suffix: str) -> list[Path]:
         if single.exists():
             return [single]
         if index.exists():
-            files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            files = [folder / name for name in shards(index)]
             missing = [file for file in files if not file.exists()]
             if missing:
                 raise UserError(f"{missing[0]} does not exist though {index.name} names it; copy it again.")
@@ -71,17 +76,23 @@ def _files(folder: Path, stem: str, suffix: str) -> list[Path]:
     return []
 
 
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index of shards names.
+
+    Errors: `UserError` when it is damaged or names none.
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} is damaged (it maps no weights to files); copy it again.")
+    return sorted(set(names.values()))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of a model folder.
 
-    Errors: `UserError` when it is missing or damaged.
+    Errors: `UserError` when it is missing, damaged or no object.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; the base model is incomplete, copy it again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; copy it again.") from None
+    return storage.read_json(path, "the model is incomplete, copy it again")
 
 
 def _safetensors(path: Path) -> dict[str, Callable[[], np.ndarray]]:
@@ -103,7 +114,7 @@ def _bin(path: Path) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
-    """The tensors of a .bin or .pt file, mapped rather than read; PyTorch refuses to run any code in it.
+    """The tensors of a .bin or .pt file by name, mapped rather than read, unwrapped; PyTorch refuses to run any code in it.
 
     Errors: `UserError` when PyTorch is not installed, or the file is damaged or holds more than tensors.
     """
@@ -111,13 +122,35 @@ def load_pickled(path: Path) -> dict[str, Any]:
         import torch
     except ImportError:
         raise UserError(f"{path} needs PyTorch to be read; pip install torch, or give the model's safetensors weights.") from None
+    content: Any = None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            content = torch.load(path, map_location="cpu", weights_only=True)  # PyTorch's format before 1.6
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except Exception as error:  # the unpickler raises whatever the damage makes it raise
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or holds more than tensors ({reason}); copy it again.") from None
+    tensors = {name: one for name, one in _unwrapped(content).items() if isinstance(one, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name; give a file of a model's weights.")
+    if all(name.startswith(_PARALLEL) for name in tensors):
+        tensors = {name.removeprefix(_PARALLEL): one for name, one in tensors.items()}
+    return tensors
+
+
+def _unwrapped(content: Any) -> dict[str, Any]:
+    """The dictionary of tensors by name, out of those that trainers put around it."""
+    while isinstance(content, dict):
+        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            return {str(name): one for name, one in content.items()}
+        content = inner
+    return {}
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:

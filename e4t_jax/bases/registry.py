@@ -5,32 +5,41 @@ Another architecture is a folder beside `stable_diffusion` and a line in `ARCHIT
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from e4t_jax import registry
 from e4t_jax.bases.formats import read_json
-from e4t_jax.bases.hub import IMAGE_ENCODER_FILES, find_folder
+from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, Params
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
 from e4t_jax.prompts import known_words
 
-# `_class_name` of model_index.json -> what reads such a folder: (folder, image_encoder) -> (base, weights).
+# `_class_name` of model_index.json -> what reads such a folder: (folder, what finds the image encoder) -> (base, weights).
 ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
 
     `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
-    "random:vit-h14"; the paper's ViT-H/14 where not given.
+    "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute, where not in float32:
+    `dtype="bfloat16"`, `remat="blocks"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """
+    base, params = _find_base(name, image_encoder)
+    return base.with_policy(**policy) if policy else base, params
+
+
+def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
     if name.startswith("random:"):
         return random_base(name.removeprefix("random:"), (image_encoder or "random:vit-h14").removeprefix("random:"))
     shipped = registry.find("base", name)
@@ -38,7 +47,8 @@ def load_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params
     own = (folder / "image_encoder" / "config.json").exists()
     if own and image_encoder is None:
         return _open_folder(folder, None)
-    return _open_folder(folder, find_folder(image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER_FILES))
+    # Asked for when the base was found to be whole: a folder that is none makes no connection.
+    return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER))
 
 
 def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
@@ -53,7 +63,7 @@ def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
     return base, base.random_params(jax.random.key(0))
 
 
-def _open_folder(folder: Path, image_encoder: Path | None) -> tuple[Base, Params]:
+def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
     target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")

@@ -1,4 +1,4 @@
-"""CLIP tokenizers: one made from a list of words, for models that are not downloaded."""
+"""CLIP tokenizers: read from a folder, written to one, or made from a list of words for models that are not downloaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, CLIPTokenizerFast
+
+from e4t_jax.bases.formats import read_json
+from e4t_jax.errors import UserError
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -42,3 +45,76 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
         }.items():
             Path(folder, name).write_text(content, encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_tokenizer(folder: Path, length: int, vocabulary: int) -> CLIPTokenizer:
+    """The tokenizer of a base: from vocab.json and merges.txt, or from tokenizer.json, which is all that newer libraries write.
+
+    `length` and `vocabulary` are the text encoder's: prompts are never longer than it reads, words never more than it knows.
+
+    Errors: `UserError` when a file is missing or damaged, and for a tokenizer of another text encoder.
+    """
+    vocab, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).exists():
+            read_json(folder / name)
+    if whole.exists() and not (vocab.exists() and merges.exists()):
+        read_json(whole)
+        kind = CLIPTokenizerFast
+    else:
+        _check_merges(merges, read_json(vocab))
+        kind = CLIPTokenizer
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer.get_vocab().values()
+        special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")]
+        tokenizer("a word").input_ids  # noqa: B018, what is damaged may show only in use
+    except Exception as error:  # whatever the damage makes the library raise
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{folder} holds no tokenizer that can be read ({reason}); copy it again.") from None
+    if None in special or len(set(special[:2])) < 2:
+        raise UserError(f"{folder} holds a tokenizer without {_START} and {_END} of its own; copy it again.")
+    if max(ids) >= vocabulary:
+        raise UserError(
+            f"{folder} holds a tokenizer of {max(ids) + 1} words, and the text encoder beside it knows {vocabulary}; "
+            "give both of one model."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, length)
+    return tokenizer
+
+
+def _check_merges(path: Path, vocabulary: dict) -> None:
+    """Every line but the heading joins two pieces to a word of the vocabulary: a file that was cut off has one that does not."""
+    try:
+        lines = path.read_text(encoding="utf-8").strip().split("\n")[1:]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the base model is incomplete, copy it again.") from None
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged; copy it again.") from None
+    # CLIP's file goes on after what its vocabulary was made of, as the reader knows.
+    for line in lines[: len(vocabulary)]:
+        if len(line.split()) != 2:
+            raise UserError(f"{path} is damaged ({line[:40]!r} are not two pieces of a word); copy it again.")
+    if not lines or "".join(lines[0].split()) not in vocabulary:
+        raise UserError(f"{path} is damaged, or of another tokenizer than vocab.json beside it; copy both again.")
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Writes a tokenizer for every version of its class: vocab.json and merges.txt too where it has only tokenizer.json.
+
+    Errors: `UserError` when the files cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(folder)
+        whole = folder / "tokenizer.json"
+        if whole.exists() and not ((folder / "vocab.json").exists() and (folder / "merges.txt").exists()):
+            model = json.loads(whole.read_text(encoding="utf-8"))["model"]
+            pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+            (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+            (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
+    except UserError:
+        raise
+    except Exception as error:  # the part of it that is not Python raises no OSError when the disk is full
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        raise UserError(f"Cannot write {folder}: {reason}; choose another folder or free some space.") from None

@@ -34,6 +34,8 @@ class Config(Command):
     """Folder for metrics.json, report.md, grid.png and the concept files."""
     domain: str = "creatures"
     """Domain: "creatures", or a folder of train.pretrain on the creatures' base."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in; weights, norms and results stay float32."""
     concepts: int = 64
     """Number of held-out identities."""
     prompts: int = 4
@@ -54,7 +56,7 @@ class Config(Command):
 
 def main(config: Config) -> None:
     check_writable(config.out)
-    domain, judges, seed = load_domain(config.domain), load_judges(), config.tuning.seed
+    domain, judges, seed = load_domain(config.domain, dtype=config.dtype), load_judges(), config.tuning.seed
     drawing = SampleSettings(seed, config.sampling_steps, config.guidance)
     ask = partial(held_out, seed, config.concepts, config.prompts, split=config.split)
     trial = ask(any_style=config.pictures == "any")

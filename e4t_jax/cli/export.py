@@ -16,7 +16,7 @@ from e4t_jax import bases
 from e4t_jax.cli.shared import Command
 from e4t_jax.concept import load_concept
 from e4t_jax.domain_files import load_domain
-from e4t_jax.interop.diffusers import constant_word, lora, merged_base
+from e4t_jax.interop.diffusers import check_token, constant_word, lora, merged_base
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.storage import check_writable, move_files, temporary_folder, write_file
 
@@ -36,8 +36,12 @@ class Config(Command):
     """diffusers: StableDiffusionPipeline.from_pretrained; lora: load_lora_weights; embedding: load_textual_inversion."""
     domain: str = "creatures"
     """The domain that the concept was tuned in."""
-    rank: int = 16
-    """Rank of the LoRA; a full rank loses nothing."""
+    rank: int | None = None
+    """Rank of the LoRA; where it is not given, the smallest that misses no more than --error of the change."""
+    error: float = 0.05
+    """What a LoRA may miss: the relative error of its update, over all kernels; 0 for a full rank."""
+    token: str = PLACEHOLDER
+    """The concept's word in PyTorch's prompts; give each its own, such as <venus>, to use several exports in one pipeline."""
     dtype: Literal["float16", "float32"] = "float16"
     """Precision of the weights."""
 
@@ -48,18 +52,19 @@ def main(config: Config) -> None:
     concept = load_concept(config.concept, domain.fingerprint)
     dtype = np.dtype(config.dtype)
     if config.format == "lora":
-        update = lora(domain, concept, config.rank)
+        update = lora(domain, concept, config.rank, config.error)
         write_tensors(config.out / "pytorch_lora_weights.safetensors", update.tensors, dtype)
-        print(f"Wrote {config.out}, rank {config.rank}: relative error {update.error:.4f}; load its --format embedding beside it.")
+        print(f"Wrote {config.out}, rank {update.rank}: it misses {update.error:.2%} of the change; load its embedding beside it.")
         return
+    check_token(domain, config.token)
     word = constant_word(domain, concept)
     if config.format == "embedding":
-        write_tensors(config.out / "learned_embeds.safetensors", {PLACEHOLDER: word}, dtype)
+        write_tensors(config.out / "learned_embeds.safetensors", {config.token: word}, dtype)
     else:
         with temporary_folder(beside=config.out) as made:
-            bases.save_folder(made, *merged_base(domain, concept, word), dtype)
+            bases.save_folder(made, *merged_base(domain, concept, word, config.token), dtype)
             move_files(made, config.out)
-    print(f"Wrote {config.out}; the prompt word is {PLACEHOLDER}")
+    print(f"Wrote {config.out}; the prompt word is {config.token}")
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: np.dtype) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from e4t_jax.cli.shared import Command, Inline, progress
 from e4t_jax.concept import load_concept
@@ -28,6 +28,8 @@ class Config(Command):
     """Folder for the pictures."""
     domain: str = "creatures"
     """The domain that the concepts were tuned in."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in; weights, norms and results stay float32."""
     drawing: Annotated[SampleSettings, Inline] = SampleSettings()
 
 
@@ -40,7 +42,7 @@ def main(config: Config) -> None:
     if not config.prompts:
         raise UserError("there is none; give one or more, with *s in it.", "prompts")
     check_writable(config.out)
-    domain = load_domain(config.domain)
+    domain = load_domain(config.domain, dtype=config.dtype)
     concepts = [load_concept(path, domain.fingerprint) for path in config.concepts]
     images = domain.generate(concepts, config.prompts, config.drawing, track=partial(progress, description="drawing"))
     files = {

@@ -5,10 +5,10 @@ python -m train.import_reference --reference DIR --base HUB_ID|DIR --out DOMAIN
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,11 +21,10 @@ from e4t_jax.data.images import read_image
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import save_domain
 from e4t_jax.errors import UserError
-from e4t_jax.interop.mkshing import read_encoder, read_image_encoder, read_offsets
+from e4t_jax.interop.mkshing import differs, read_encoder, read_image_encoder, read_offsets, read_settings, template_of
 from e4t_jax.objective import Trainable, make_method
-from e4t_jax.storage import check_writable, write_file
-
-_TEMPLATES = {"face": "face", "art": "art", "style": "art"}
+from e4t_jax.ranges import RANGES
+from e4t_jax.storage import check_writable, move_file, temporary_folder, write_file
 
 
 @dataclass(frozen=True)
@@ -40,50 +39,93 @@ class Config(Command):
     """Folder of the domain to write; CLIP's image encoder, which the checkpoint contains, is kept in it."""
     image: Path | None = None
     """For a tuned checkpoint: the picture it was tuned on; the concept is named after it."""
+    open_clip: Literal["before-2.23", "2.23-or-later"] = "before-2.23"
+    """The version of OpenCLIP that the checkpoint was trained with: from 2.23 on it norms all tokens, before the first alone."""
 
 
 def main(config: Config) -> None:
     settings = bases.read_json(config.reference / "config.json")
     tuned = "pretrained_args" in settings
-    settings = {**settings.get("pretrained_args", {}), **settings}
+    settings = read_settings(settings)
     if tuned and config.image is None:
-        raise UserError(f"{config.reference} is a tuned concept; give the picture it was tuned on as --image.")
-    missing = [name for name in ("domain_class_token", "clip_model_name_or_path") if name not in settings]
+        raise UserError(f"{config.reference} is a tuned concept; give the picture it was tuned on.", "image")
+    missing = [name for name in ("domain_class_token", "clip_model_name_or_path") if not isinstance(settings.get(name), str)]
     if missing:
         raise UserError(f"{config.reference / 'config.json'} lacks {missing[0]}; give a checkpoint of the public implementation.")
+    scale, regularisation = (
+        read_number(config, settings, name, ours, default)
+        for name, ours, default in (("domain_embed_scale", "scale", 0.1), ("reg_lambda", "regularisation", 0.01))
+    )
+    token = settings["domain_class_token"]
+    template, is_held = template_of(settings.get("prompt_template"), token)
     check_writable(config.out)
     encoder_state = read_state(config.reference / "encoder.pt")
     # The weights that OpenAI trained have an activation of their own.
     activation = "quick_gelu" if "openai" in settings["clip_model_name_or_path"] else "gelu"
     facts, tensors = read_image_encoder(encoder_state, "encoder.pt", activation)
-    write_file(config.out / "image_encoder" / "model.safetensors", save(tensors, {"format": "pt"}))
-    bases.write_json(config.out / "image_encoder" / "config.json", facts)
-
-    base, params = bases.load_base(config.base, str(config.out / "image_encoder"))
-    token = settings["domain_class_token"]
+    encoder = read_encoder(encoder_state, "encoder.pt")
+    offsets_file = config.reference / ("unet.pt" if tuned else "weight_offsets.pt")
+    state = read_state(offsets_file)
+    factors = read_offsets(state, offsets_file.name)
+    with temporary_folder(config.out / "image_encoder") as folder:
+        write_file(folder / "model.safetensors", save(tensors, {"format": "pt"}))
+        bases.write_json(folder / "config.json", facts)
+        base, params = bases.load_base(config.base, str(folder))
+        check_text_encoder(config, params)
+        make_method(base, token)  # says what is wrong with the token before anything is written
+        for path in folder.iterdir():
+            move_file(path, config.out / "image_encoder" / path.name)
     domain = Domain(
         config.base,
         token,
         base,
         params,
-        read_encoder(encoder_state, "encoder.pt"),
-        {},
-        scale=settings.get("domain_embed_scale", 0.1),
-        template=_TEMPLATES.get(token, "object"),
+        encoder,
+        {} if tuned else factors,
+        scale=scale,
+        regularisation=regularisation,
+        template=template,
         image_encoder="image_encoder",
-        clip_features="tokens",
+        clip_features="bicubic-tokens" if config.open_clip == "before-2.23" else "bicubic-normed-tokens",
     )
-    make_method(base, token)  # says what is wrong with the token before anything is written
-    state = read_state(config.reference / ("unet.pt" if tuned else "weight_offsets.pt"))
-    factors = read_offsets(state, "unet.pt" if tuned else "weight_offsets.pt")
-    if not tuned:
-        domain = replace(domain, factors=factors)
     save_domain(config.out, domain, np.float32)  # numbers made elsewhere are kept as they are
     print(f"Wrote the domain {config.out}")
+    normed = "the first token" if config.open_clip == "before-2.23" else "all tokens"
+    print(f"Read as of OpenCLIP {config.open_clip.replace('-', ' ')}, which norms {normed}; --open-clip says otherwise.")
+    if not is_held:
+        print(f"Its prompt {settings['prompt_template']!r} is none of ours; the captions of kind {template!r} take its place.")
     if tuned and config.image:
         concept = tuned_concept(config, domain, state, factors)
         save_concept(config.out / f"{concept.name}.safetensors", concept, np.float32)
         print(f"Wrote the concept {config.out / concept.name}.safetensors")
+
+
+def read_number(config: Config, settings: dict[str, Any], name: str, ours: str, default: float) -> float:
+    """A number of the checkpoint's settings.
+
+    Errors: `UserError` where it is none, or out of range of what it is here.
+    """
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in RANGES[ours]:
+        raise UserError(f"{config.reference / 'config.json'}: {name} = {value!r} is out of range; it must be {RANGES[ours]}.")
+    return float(value)
+
+
+def check_text_encoder(config: Config, params: dict[str, Any]) -> None:
+    """A domain reads its prompts with the base's text encoder: one that was trained on has to be part of the base.
+
+    Errors: `UserError` where a text encoder lies beside the checkpoint that is not the base's.
+    """
+    path = config.reference / "text_encoder.pt"
+    if not path.exists():
+        return
+    name = differs(read_state(path), params["text_encoder"])
+    if name:
+        raise UserError(
+            f"{path} is another text encoder than that of {config.base} ({name} differs); "
+            "put it into text_encoder of a copy of the base, and give that.",
+            "base",
+        )
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:

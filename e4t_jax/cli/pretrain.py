@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from e4t_jax.cli.shared import Command, Inline, say, steps_bar, stop_on_request, use_all_cores
 from e4t_jax.domain_files import save_domain
@@ -24,6 +24,10 @@ class Config(Command):
     """Base model: "creatures", a Hub id, a diffusers folder, random:sd15 or random:sd21."""
     image_encoder: str | None = None
     """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in; weights, norms and results stay float32."""
+    remat: Literal["none", "blocks"] = "none"
+    """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory)."""
     data: str = "creatures"
     """Pictures: creatures, tfds:NAME or folder:DIR."""
     work: Path | None = None
@@ -48,6 +52,7 @@ def main(config: Config) -> None:
                 work=work,
                 resume=config.resume,
                 image_encoder=config.image_encoder,
+                policy={"dtype": config.dtype, "remat": config.remat},
                 track=steps_bar("pretraining"),
                 say=say,
                 stop=stop,

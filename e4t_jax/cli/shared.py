@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -58,6 +59,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
 
     config_type = get_type_hints(main, include_extras=True)["config"]
     config = parse(config_type, arguments, program)
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # a line, without the place in the source
     if config.cache:
         keep_compiled_programs()
     try:

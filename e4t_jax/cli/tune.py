@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from e4t_jax.cli.shared import Command, Inline, progress, say
 from e4t_jax.concept import concept_bytes
@@ -29,6 +29,8 @@ class Config(Command):
     """Folder for the concept files."""
     domain: str = "creatures"
     """Domain: "creatures", or a folder that train.pretrain wrote."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in; weights, norms and results stay float32."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     tuning: Annotated[TuneSettings, Inline] = TuneSettings()
@@ -42,7 +44,7 @@ def main(config: Config) -> None:
     if len(set(names)) < len(names):
         raise UserError("two files have one name, and concepts are named after their files; rename one.", "images")
     check_writable(config.out)
-    domain = load_domain(config.domain)
+    domain = load_domain(config.domain, dtype=config.dtype)
     began = time.perf_counter()
     concepts = domain.tune(images, config.tuning, caption=config.caption, track=partial(progress, description="tuning"))
     seconds = time.perf_counter() - began

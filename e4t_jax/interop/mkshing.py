@@ -1,7 +1,7 @@
 """Checkpoints of the public PyTorch implementation (mkshing/e4t-diffusion) as encoder, offsets and image encoder of ours.
 
 Its encoder is another than the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
-(`backbone.image_features`, kind "tokens"). Its offset networks become rank-3 factors, exactly (`offsets`).
+(`Base.see`, kinds "bicubic-tokens" and "bicubic-normed-tokens"). Its offset networks become rank-3 factors, exactly (`offsets`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,62 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from e4t_jax.bases import Params
+from e4t_jax.bases import Params, torch_name
+from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.errors import UserError
 from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
+from e4t_jax.prompts import PLACEHOLDER, templates
 
 State = Mapping[str, np.ndarray]
+_HALF = 2e-3  # what half precision may lose of the largest entry, twice
+# Its lists of prompts by name, and the kind of captions of ours that each is.
+_TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
+_TOKENS = {"face": "face", "art": "art", "style": "art"}
+
+
+def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of pretraining, which the public code's inference reads: a tuned checkpoint's are nested in its own."""
+    nested = settings.get("pretrained_args")
+    return {**settings, **(nested if isinstance(nested, dict) else {})}
+
+
+def template_of(prompt_template: str | None, domain_token: str) -> tuple[str, bool]:
+    """The kind of captions (`prompts.TEMPLATES`) nearest to a checkpoint's prompts, and whether it holds them.
+
+    One prompt of its own has no list here: the kind is then the domain word's where that list holds the prompt, or another that
+    does.
+    """
+    if prompt_template in _TEMPLATES:
+        return _TEMPLATES[prompt_template], True
+    kind = _TOKENS.get(domain_token, "object")
+    if prompt_template is None:
+        return kind, True
+    prompt = prompt_template.replace("{placeholder_token}", PLACEHOLDER)
+    holding = [name for name in (kind, "object", "face", "art", "neutral") if prompt in templates(name)]
+    if holding:
+        return holding[0], True
+    return ("art" if "style" in prompt else kind), False
+
+
+def differs(state: State, text_encoder: Params) -> str | None:
+    """The first weight of a checkpoint's text encoder that is not the base's, to half precision; None where all are.
+
+    A word of its own that the public code adds for the placeholder, after all others, is no difference.
+    """
+    for path, leaf in sorted(flatten_dict(text_encoder["text_model"], sep="/").items()):
+        name = f"text_model.{torch_name('text_encoder', path)}"
+        stored = state.get(name, state.get(name.removeprefix("text_model.")))
+        if stored is None:
+            return name
+        ours = to_torch(path, np.asarray(leaf, np.float32))
+        theirs = np.asarray(stored, np.float32)
+        theirs = theirs[: len(ours)] if path.endswith("token_embedding/embedding") else theirs
+        if theirs.shape != ours.shape or np.abs(theirs - ours).max() > _HALF * max(1e-3, np.abs(ours).max()):
+            return name
+    return None
+
 
 _NETWORK = {
     "v": "v",

@@ -154,9 +154,9 @@ def test_another_architecture_is_refused(base_and_params, tmp_path):
 
 def test_a_name_that_leads_nowhere_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"base nowhere: no such folder, and not a Hub id"):
+    with pytest.raises(UserError, match=r"base: nowhere: no such folder, and not a Hub id"):
         bases.find_folder("nowhere", "base")
-    with pytest.raises(UserError, match=r"base owner/model-that-is-not-there is neither a folder nor in the Hub's cache"):
+    with pytest.raises(UserError, match=r"base: owner/model-that-is-not-there: it is neither a folder nor in the Hub's cache"):
         bases.find_folder("owner/model-that-is-not-there", "base")
 
 
@@ -168,7 +168,7 @@ def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path
     reference = tmp_path / "models--owner--tiny" / "refs" / "main"
     reference.parent.mkdir(parents=True)
     reference.write_text("0" * 40)
-    code = "from e4t_jax.bases import find_folder; print(find_folder('owner/tiny', '--base'))"
+    code = "from e4t_jax.bases import find_folder; print(find_folder('owner/tiny', 'base'))"
     environment = {**__import__("os").environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(snapshot)
@@ -185,3 +185,224 @@ def test_true_geometries_have_the_known_numbers_of_weights(name, millions):
     np.testing.assert_allclose(counted, millions, atol=0.06)
     assert base.feature_width == 10_880
     assert (base.image_size, base.latent_shape) == {"sd15": (512, (64, 64, 4)), "sd21": (768, (96, 96, 4))}[name]
+
+
+@pytest.fixture
+def folder(base_and_params, tmp_path):
+    """A base on disk."""
+    bases.save_folder(tmp_path / "base", *base_and_params)
+    return tmp_path / "base"
+
+
+def change(path, **entries):
+    """Entries of a JSON file; those of value `...` are removed."""
+    content = {**json.loads(path.read_text()), **entries}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+
+
+def assert_one_line(folder, match):
+    with pytest.raises(UserError, match=match) as raised:
+        bases.load_base(str(folder))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_byte_that_flips_is_noticed_in_every_file_of_weights_and_words(folder):
+    """And a file that is another base's, or gone."""
+    sealed = json.loads((folder / "model_index.json").read_text())["_checksums"]
+    assert sorted(sealed) == sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix == ".safetensors" or path.name in ("vocab.json", "merges.txt")
+    )
+    for name in sealed:
+        path = folder / name
+        content = path.read_bytes()
+        if name.startswith("tokenizer"):
+            path.write_bytes(content.replace(b"creature", b"creatuer", 1) if b"creature" in content else content + b"a b\n")
+        else:
+            path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        assert_one_line(folder, rf"{name} (was changed since it was written|is damaged)")
+        path.write_bytes(content)
+    bases.load_base(str(folder))
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")
+    assert_one_line(folder, "vae/diffusion_pytorch_model.safetensors does not exist though model_index.json names it")
+
+
+def test_checksums_are_nothing_to_pytorch(folder, tmp_path):
+    """Both pipeline classes load the folder, with the text encoder's own class; what they write again is a base again."""
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    for kind in (diffusers.DiffusionPipeline, diffusers.StableDiffusionPipeline):
+        pipeline = kind.from_pretrained(folder)
+        assert type(pipeline).__name__ == "StableDiffusionPipeline"
+        assert type(pipeline.text_encoder).__name__ == "CLIPTextModel"
+    base, params = bases.load_folder(folder)
+    assert "text_projection" in params["text_encoder"]
+    ids = np.asarray(base.tokenizer(["a red creature"], padding="max_length").input_ids)
+    with torch.no_grad():
+        theirs = pipeline.text_encoder(torch.tensor(ids))[0].numpy()
+    np.testing.assert_allclose(base.read(params["text_encoder"], ids), theirs, atol=1e-4 * np.abs(theirs).max())
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a creature", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+    pipeline.save_pretrained(tmp_path / "again")
+    bases.load_base(str(tmp_path / "again"))
+
+
+def test_a_base_is_written_whole_or_not_at_all(base_and_params, folder, monkeypatch):
+    """The disk fills at the third file: one line, the older base is as it was, nothing is left over."""
+    from e4t_jax.bases.stable_diffusion import folder as module
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    written = []
+
+    def full(path, content):
+        written.append(path)
+        if len(written) == 3:
+            raise UserError(f"Cannot write {path}: No space left on device; choose another folder or free some space.")
+        return write_file(path, content)
+
+    write_file = module.write_file
+    monkeypatch.setattr(module, "write_file", full)
+    base, params = base_and_params
+    with pytest.raises(UserError, match=rf"^Cannot write {folder}/\w+/[^\n]*No space left on device[^\n]*$"):
+        bases.save_folder(folder, base, {part: jax.tree.map(lambda leaf: leaf + 1, params[part]) for part in params})
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert sorted(path.name for path in folder.iterdir()) == sorted({path.relative_to(folder).parts[0] for path in before})
+
+
+def test_weights_that_are_not_finite_are_neither_written_nor_read(base_and_params, tmp_path):
+    base, params = base_and_params
+    large = {**params, "vae": jax.tree.map(lambda leaf: leaf * 1e6, params["vae"])}
+    with pytest.raises(UserError, match=r"dtype: vae: \S+ holds numbers that are not finite as float16; write float32"):
+        bases.save_folder(tmp_path, base, large)
+    assert not (tmp_path / "model_index.json").exists()
+    tensors = tensors_of(params, "unet", np.float32)
+    tensors["conv_in.bias"][0] = np.nan
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match=r"conv_in.bias holds numbers that are not finite"):
+        bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])
+
+
+def without_checksums(folder):
+    change(folder / "model_index.json", _checksums=...)
+    return folder
+
+
+def test_a_tokenizer_without_a_length_has_the_text_encoders(folder):
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=...)
+    assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 32
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=1000)
+    assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 32
+    change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=20)
+    assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 20
+
+
+def test_a_tokenizer_in_one_file_is_read_and_written_again(folder, tmp_path):
+    """tokenizer.json alone: the same ids, here and in PyTorch's classes after a round trip."""
+    transformers = pytest.importorskip("transformers")
+    text = "a Photo of a red creature, in the snow's 12"
+    base, params = bases.load_base(str(folder))
+    ids = base.tokenizer(text).input_ids
+    whole = transformers.CLIPTokenizerFast.from_pretrained(folder / "tokenizer")
+    whole.save_pretrained(folder / "tokenizer")
+    without_checksums(folder)
+    for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
+        (folder / "tokenizer" / name).unlink()
+    again, _ = bases.load_base(str(folder))
+    assert again.tokenizer(text).input_ids == ids
+    bases.save_folder(tmp_path / "again", again, params)
+    assert transformers.CLIPTokenizer.from_pretrained(tmp_path / "again" / "tokenizer")(text).input_ids == ids
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    assert_one_line(folder, "tokenizer/tokenizer.json is damaged")
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert_one_line(folder, "tokenizer holds no tokenizer that can be read")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("merges.txt", None, "merges.txt does not exist"),
+        ("vocab.json", None, "vocab.json does not exist"),
+        ("merges.txt", b"\xff\xfe\x00", "merges.txt is damaged"),
+        ("merges.txt", b"", "merges.txt is damaged"),
+        ("merges.txt", b"#version: 0.2\nc r\ncr", "merges.txt is damaged .*not two pieces"),
+        ("vocab.json", b'{"a": 1, ', "vocab.json is damaged"),
+        ("vocab.json", b"[1]", "vocab.json holds no object"),
+        ("vocab.json", b'{"cr": 0, "a": 1}', "tokenizer"),
+        ("tokenizer_config.json", b"{", "tokenizer_config.json is damaged"),
+        ("special_tokens_map.json", b"\x00", "special_tokens_map.json is damaged"),
+        ("added_tokens.json", b"nonsense", "added_tokens.json is damaged"),
+    ],
+)
+def test_what_is_wrong_with_a_tokenizer_is_one_line(folder, name, content, said):
+    without_checksums(folder)
+    path = folder / "tokenizer" / name
+    path.write_bytes(content) if content is not None else path.unlink()
+    assert_one_line(folder, said)
+
+
+def test_a_tokenizer_of_another_text_encoder_is_refused(folder):
+    """An id beyond the table of words would be read as its last word, in silence."""
+    change(folder / "text_encoder" / "config.json", vocab_size=907)
+    assert_one_line(folder, "tokenizer of 908 words, and the text encoder beside it knows 907")
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"in_channels": 9}, "in_channels = 9 with out_channels = 4 is a model that is given more than z_t"),
+        ({"in_channels": 5}, "in_channels = 5 with out_channels = 4"),
+        ({"in_channels": 9, "out_channels": 9}, "in_channels = 9 of unet/config.json and latent_channels = 4 of vae differ"),
+        ({"cross_attention_dim": 24}, "cross_attention_dim = 24 of unet and hidden_size = 16 of text_encoder differ"),
+        ({"norm_num_groups": None}, "norm_num_groups = None is not supported"),
+    ],
+)
+def test_a_unet_of_another_kind_is_refused_at_load(folder, entries, said):
+    change(folder / "unet" / "config.json", **entries)
+    assert_one_line(folder, said)
+
+
+def test_the_scheduler_is_the_class_that_the_index_names(folder):
+    """As in PyTorch, whose pipelines make what model_index.json says of what scheduler_config.json holds."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("torch")
+    change(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
+    change(folder / "scheduler" / "scheduler_config.json", beta_end=0.5, _use_default_values=["beta_end"])
+    base, _ = bases.load_base(str(folder))
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder).scheduler
+    assert base.scheduler["_class_name"] == type(theirs).__name__ == "EulerDiscreteScheduler"
+    from e4t_jax.diffusion import noise_schedule
+
+    np.testing.assert_allclose(noise_schedule(base.scheduler).alphas_cumprod, theirs.alphas_cumprod.numpy(), atol=1e-5)
+    change(folder / "scheduler" / "scheduler_config.json", use_karras_sigmas=True)
+    assert_one_line(folder, "scheduler_config.json: use_karras_sigmas is supported as False alone")
+
+
+def test_an_old_small_size_is_read_as_pytorch_reads_it(folder):
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("torch")
+    change(folder / "unet" / "config.json", _diffusers_version="0.2.2")
+    base, _ = bases.load_base(str(folder))
+    assert base.unet.sample_size == 64 == diffusers.StableDiffusionPipeline.from_pretrained(folder).unet.config.sample_size
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda t: {"state_dict": t, "epoch": 3}, lambda t: {"model": {"state_dict": t}}, "parallel", "old"]
+)
+def test_wrapped_and_old_files_of_pytorch_are_read(base_and_params, tmp_path, wrap):
+    torch = pytest.importorskip("torch")
+    base, params = base_and_params
+    tensors = {name: torch.tensor(value) for name, value in tensors_of(params, "unet", np.float32).items()}
+    path = tmp_path / "diffusion_pytorch_model.bin"
+    if wrap == "parallel":
+        torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, path)
+    elif wrap == "old":
+        torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(wrap(tensors), path)
+    loaded = bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])
+    jax.tree.map(np.testing.assert_array_equal, loaded, params["unet"])
+    for content in ([1, 2], torch.ones(2), {"state_dict": {}}, {"epoch": 3}):
+        torch.save(content, path)
+        with pytest.raises(UserError, match="holds no tensors by name"):
+            bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])

@@ -1,5 +1,7 @@
 """The backbone computes what PyTorch computes from the same files, and says what is wrong with files."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,6 +136,8 @@ def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path):
     weights.unlink()
     with pytest.raises(UserError, match=r"unet holds no diffusion_pytorch_model.safetensors"):
         bases.load_folder(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_checksums": {}}))
     bases.save_part(tmp_path, "unet", {name: part for name, part in params["unet"].items() if name != "conv_in"})
     with pytest.raises(UserError, match=r"lacks the tensor conv_in\."):
         bases.load_folder(tmp_path)

@@ -74,7 +74,8 @@ def with_constant_word(domain, concept, word):
     encoder = {**domain.encoder, "final": jax.tree.map(jnp.zeros_like, domain.encoder["final"])}
     own = domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id)
     residual = (jnp.asarray(word) - own) / domain.scale
-    return dataclasses.replace(domain, encoder=encoder), concept._replace(trainable=concept.trainable._replace(residual=residual))
+    silent = dataclasses.replace(domain, encoder=encoder)
+    return silent, concept._replace(domain=silent.fingerprint, trainable=concept.trainable._replace(residual=residual))
 
 
 def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
@@ -131,10 +132,41 @@ def save_unet(domain, folder):
 def test_a_higher_rank_misses_less(domain, concept):
     errors = [lora(domain, concept, rank).error for rank in (1, 4, 16)]
     assert 1 > errors[0] > errors[1] > errors[2]
-    with pytest.raises(UserError, match="rank: 0 is below 1"):
+    with pytest.raises(UserError, match="rank: 0 is out of range; give 1 or more"):
         lora(domain, concept, 0)
+    with pytest.raises(UserError, match="error: 2 is out of range; give 0 or more and at most 1"):
+        lora(domain, concept, error=2)
+    with pytest.raises(UserError, match=r"format: .* changes no weights"):
+        lora(dataclasses.replace(domain, factors={}), concept._replace(trainable=Trainable()))
     with pytest.raises(UserError, match="scope full"):
         lora(domain, concept._replace(trainable=Trainable(unet=domain.params["unet"])), 4)
+
+
+def test_the_rank_is_the_smallest_that_misses_no_more_than_asked(domain, concept):
+    """The stated error is the tensors' own; one rank less misses more; where nothing may be missed, the full rank and no more."""
+    kernels = domain.base.offset_kernels(domain.params["unet"])
+    for most in (0.5, 0.05):
+        update = lora(domain, concept, error=most)
+        assert update.error <= most < lora(domain, concept, update.rank - 1).error
+        assert missed(domain, concept, update) == pytest.approx(update.error, rel=1e-3)
+    assert lora(domain, concept).error <= 0.05
+    side = max(min(kernel.shape) for kernel in kernels.values())
+    whole = lora(domain, concept, 1_000_000)
+    assert whole.rank == side == lora(domain, concept, error=0).rank and whole.error == 0
+    assert max(tensor.size for tensor in whole.tensors.values()) <= max(kernel.size for kernel in kernels.values())
+
+
+def missed(domain, concept, update):
+    """The relative error of an update's own products, over all kernels."""
+    unet = effective_unet(concept.trainable, domain.frozen)
+    left = total = 0.0
+    for path, kernel in domain.base.offset_kernels(domain.params["unet"]).items():
+        change = np.asarray(domain.base.offset_kernels(unet)[path] - kernel).T
+        name = bases.torch_name("unet", f"{path}/kernel").removesuffix(".weight")
+        up, down = (update.tensors[f"unet.{name}.lora.{side}.weight"] for side in ("up", "down"))
+        left += np.square(change - up @ down).sum()
+        total += np.square(change).sum()
+    return (left / total) ** 0.5
 
 
 def test_the_constant_word_is_the_mean_of_the_words_said(domain, concept):
@@ -157,6 +189,10 @@ def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
         export.main(export.Config(tmp_path / "venus.safetensors", tmp_path / form, **common))
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "diffusers")
     assert "*s" in pipeline.tokenizer.get_vocab()
+    # The same in upper case, as here.
+    upper, lower = (pipeline.tokenizer.convert_tokens_to_ids(token) for token in ("*S", "*s"))
+    table = pipeline.text_encoder.get_input_embeddings().weight
+    assert upper != lower and pipeline.tokenizer("a *S").input_ids[2] == upper and (table[upper] == table[lower]).all()
     assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["text_encoder"][1] == "CLIPTextModel"
 
     plain = Concept("plain", "compact", again.fingerprint, Trainable(), concept.folded)
@@ -171,3 +207,71 @@ def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
     learned = table[other.tokenizer.convert_tokens_to_ids("*s")].detach().numpy()
     merged = pipeline.text_encoder.get_input_embeddings().weight
     np.testing.assert_allclose(learned, merged[pipeline.tokenizer.convert_tokens_to_ids("*s")].detach().numpy(), atol=1e-6)
+
+
+@pytest.fixture
+def saved(domain, concept, tmp_path):
+    """The domain and the concept as files, and the options that name them."""
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    base, params = bases.load_folder(tmp_path / "base")
+    save_domain(tmp_path / "domain", Domain(str(tmp_path / "base"), "creature", base, params, domain.encoder, domain.factors))
+    save_concept(tmp_path / "venus.safetensors", concept._replace(domain=load_domain(tmp_path / "domain").fingerprint))
+    return lambda out, **options: export.Config(tmp_path / "venus.safetensors", out, domain=str(tmp_path / "domain"), **options)
+
+
+def test_exports_of_several_names_fit_into_one_pipeline_on_the_base_itself(saved, tmp_path):
+    """The base as `save_folder` wrote it, projection and all, takes two embeddings and a LoRA, and draws."""
+    pytest.importorskip("peft")
+    import diffusers
+
+    for name in ("<venus>", "<ada>"):
+        export.main(saved(tmp_path / name, format="embedding", token=name))
+    export.main(saved(tmp_path / "lora", format="lora"))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    pipeline.load_textual_inversion(tmp_path / "<venus>")
+    pipeline.load_textual_inversion(tmp_path / "<ada>")
+    pipeline.load_lora_weights(tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors")
+    assert len({pipeline.tokenizer.convert_tokens_to_ids(name) for name in ("<venus>", "<ada>")}) == 2
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("<venus> beside <ada>", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("token", ["", "two words", "creature", "<|endoftext|>", "a\t"])
+@pytest.mark.parametrize("form", ["embedding", "diffusers"])
+def test_a_name_that_cannot_be_told_apart_is_refused(saved, tmp_path, token, form):
+    with pytest.raises(UserError, match=r"^token: [^\n]+$"):
+        export.main(saved(tmp_path / "out", format=form, token=token))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["embedding", "lora", "diffusers"])
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(saved, tmp_path, monkeypatch, form):
+    """Where the file system says so, in the midst of writing."""
+    import os
+
+    written = []
+    sync = os.fsync
+
+    def full(handle):
+        written.append(handle)
+        if form != "diffusers" or len(written) == 4:
+            raise OSError(28, "No space left on device")
+        return sync(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=rf"^Cannot write {tmp_path}/out/[^.][^\n]*: No space left on device[^\n]*$"):
+        export.main(saved(tmp_path / "out", format=form))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(saved, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^out: Cannot write [^\n]*file/out: [^\n]+$"):
+        export.main(saved(tmp_path / "file" / "out"))
+
+
+def test_the_error_that_is_left_is_said(saved, tmp_path, capsys):
+    export.main(saved(tmp_path / "out", format="lora", error=0.5))
+    said = capsys.readouterr().out
+    rank = int(said.split("rank ")[1].split(":")[0])
+    assert rank < 16 and 0 < float(said.split("misses ")[1].split("%")[0]) <= 50

@@ -24,6 +24,7 @@ from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
+from e4t_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 # Channel statistics of the pictures that CLIP was trained on (Radford et al. 2021).
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+# What `see` returns: kinds by name.
+CLIP_FEATURES = ("layers", "tokens", "bicubic-tokens", "bicubic-normed-tokens")
+_BICUBIC = "bicubic-"
+_CUBIC = -0.75  # the steepness of PyTorch's cubic kernel (Keys 1981)
+_PROJECTION = 512  # the default of CLIP's configurations
 # Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
 _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
 
@@ -116,6 +122,10 @@ class StableDiffusion:
         z_t, t = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
         return jax.eval_shape(self.features, self.param_shapes()["unet"], z_t, t, text).shape[-1]
 
+    def with_policy(self, **changes: Any) -> StableDiffusion:
+        """The same model computed otherwise: single fields of `Policy`."""
+        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **changes))
+
     def with_scaling_factor(self, scaling_factor: float) -> StableDiffusion:
         """The same base with another latent scale."""
         configs = {**self.configs, "vae": {**self.configs["vae"], "scaling_factor": scaling_factor}}
@@ -142,7 +152,7 @@ class StableDiffusion:
                 ("image_encoder", "visual_projection", self.clip_width),
             ):
                 if self.has_projection(part):
-                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part]["projection_dim"]))}
+                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part].get("projection_dim", _PROJECTION)))}
             return params
 
         return jax.eval_shape(init)
@@ -219,34 +229,45 @@ class StableDiffusion:
     # pictures as CLIP sees them -----------------------------------------------------------------------------------------
 
     def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str = "layers") -> Float[Array, "b states width"]:
-        """φ_clip, in one of two kinds.
+        """φ_clip, in one of these kinds.
 
-        layers   class-token states of every second layer, after the post layer norm: the paper's
-        tokens   states of the last layer: the class token, normed, and every second patch, not normed: the public PyTorch code's
+        layers                  class-token states of every second layer, after the post layer norm: the paper's
+        tokens                  states of the last layer: the class token, normed, and every second patch, not normed
+        bicubic-tokens          the same of pictures resized as the public PyTorch code does (`resize_bicubic`)
+        bicubic-normed-tokens   and all states normed, as they are with OpenCLIP from 2.23 on
         """
-        states = self._apply_vision(image_encoder, images, "__call__")
+        bicubic = kind.startswith(_BICUBIC)
+        states = self._apply_vision(image_encoder, images, "__call__", bicubic)
 
         def norm(states: Array) -> Array:
             return self.vision.apply(_trunk(image_encoder), states, method="norm")
 
-        if kind == "tokens":
-            return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
-        return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
+        match kind.removeprefix(_BICUBIC):
+            case "layers":
+                return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
+            case "tokens":
+                return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
+            case "normed-tokens":
+                return norm(jnp.concatenate([states[-1][:, :1], states[-1][:, 2::2]], axis=1))
+        raise UserError(f"{kind!r} is unknown; choose one of {', '.join(CLIP_FEATURES)}.", "clip_features")
 
     def feature_count(self, kind: str = "layers") -> int:
         """How many states `see` returns."""
         patches = (self.vision.image_size // self.vision.patch_size) ** 2
-        return 1 + patches // 2 if kind == "tokens" else self.vision.num_hidden_layers // 2
+        return 1 + patches // 2 if kind.endswith("tokens") else self.vision.num_hidden_layers // 2
 
     def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
         """CLIP's projected image embedding."""
         return self._apply_vision(image_encoder, images, "pool") @ image_encoder["visual_projection"]["kernel"]
 
-    def _apply_vision(self, image_encoder: Params, images: Array, method: str) -> Any:
+    def _apply_vision(self, image_encoder: Params, images: Array, method: str, bicubic: bool = False) -> Any:
         size = self.vision.image_size
-        if images.shape[1:3] != (size, size):
+        if bicubic:
+            images = resize_bicubic(images, size)  # and what it overshoots is kept
+        elif images.shape[1:3] != (size, size):
             images = jax.image.resize(images, (images.shape[0], size, size, 3), "cubic", antialias=True)
-        pixels = (jnp.clip(images, -1, 1) * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
+        images = images if bicubic else jnp.clip(images, -1, 1)
+        pixels = (images * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
         return self.vision.apply(_trunk(image_encoder), pixels, method=method)
 
     # U-Net --------------------------------------------------------------------------------------------------------------
@@ -270,6 +291,29 @@ class StableDiffusion:
     ) -> Float[Array, "b features"]:
         """φ_unet(z_t, t), at about half the cost of a prediction."""
         return self.unet.apply({"params": unet}, z_t, t, conditioning, method="features")
+
+
+def resize_bicubic(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
+    """Pictures at `size` as PyTorch's bicubic interpolation with aligned corners makes them: a = -0.75, no antialiasing.
+
+    Every new row is a sum of four old ones, those beyond the edge being the edge's; columns likewise.
+    """
+    rows, columns = (jnp.asarray(_bicubic_weights(length, size)) for length in images.shape[1:3])
+    return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images, precision="highest")
+
+
+def _bicubic_weights(length: int, size: int) -> Float[np.ndarray, "size length"]:
+    # Positions in float32, as PyTorch has them: at 512 pixels the difference to exact ones would be seen in the result.
+    step = np.float32((length - 1) / (size - 1) if size > 1 else 0)
+    places = step * np.arange(size, dtype=np.float32)
+    first = np.floor(places).astype(int)
+    weights = np.zeros((size, length), np.float32)
+    for tap in range(-1, 3):
+        distance = np.abs(places - (first + tap)).astype(np.float64)
+        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
+        far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+        np.add.at(weights, (np.arange(size), np.clip(first + tap, 0, length - 1)), np.where(distance <= 1, near, far))
+    return weights
 
 
 def _trunk(image_encoder: Params) -> Params:

@@ -22,6 +22,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("clip_text_model", "clip_vision_model", "clip"),
     "num_channels": (3,),
     "pruned_heads": ({}, None),
+    "use_attention_mask": (False, None),  # StableDiffusionPipeline would hide the padding from the text encoder
 }
 # Keys that change nothing: where files came from, how training began, its dropout, and how other models write texts.
 INERT = frozenset(

@@ -9,6 +9,9 @@ promises and takes each tensor by name: nothing is guessed, and what is missing 
 from __future__ import annotations
 
 import json
+import re
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +21,50 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import save
-from transformers import CLIPTokenizer
 
 from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
 from e4t_jax.bases.protocol import Params
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.names import from_torch, older_name, to_torch, torch_name
 from e4t_jax.bases.stable_diffusion.settings import check_config
+from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
+from e4t_jax.diffusion import noise_schedule
 from e4t_jax.errors import UserError
-from e4t_jax.storage import write_file
+from e4t_jax.storage import file_digest, move_file, temporary_folder, write_file
+
+INDEX = "model_index.json"
+CHECKSUMS = "_checksums"  # diffusers passes over what begins so
 
 _CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
-    "text_encoder": ("transformers", "CLIPTextModelWithProjection"),
+    # The class that StableDiffusionPipeline asks of it; the projection, where there is one, lies in the same file for who wants it.
+    "text_encoder": ("transformers", "CLIPTextModel"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
 }
 
 
 def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any = np.float16) -> None:
-    """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too."""
+    """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too; all of it, or nothing.
+
+    model_index.json holds the checksums of weights and words, which `load_folder` verifies.
+
+    Errors: `UserError` when a file cannot be written, or a weight is not finite as `dtype`.
+    """
     folder = Path(folder)
+    # On the same disk: one file at a time is in memory, and nothing of an older base is touched before all are written.
+    with temporary_folder(folder / "unfinished") as unfinished:
+        try:
+            _write_folder(unfinished, base, params, dtype)
+        except UserError as error:
+            raise UserError(error.message.replace(str(unfinished), str(folder)), error.argument) from None
+        written = sorted(path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_file())
+        # The index comes last: until it is there, the checksums of an older one tell that files were mixed.
+        for path in sorted(written, key=lambda path: path.name == INDEX):
+            move_file(unfinished / path, folder / path)
+
+
+def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any) -> None:
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
     for part in params:
         save_part(folder, part, params[part], dtype)
@@ -47,20 +73,28 @@ def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any 
         if part in ("vae", "unet"):
             config = {"_class_name": kind, **config}
         else:
-            kind = kind if base.has_projection(part) else kind.removesuffix("WithProjection")
             config = {"model_type": "clip_text_model" if part == "text_encoder" else "clip_vision_model", **config}
         index[part] = [library, kind]
         write_json(folder / part / "config.json", config)
     write_json(folder / "scheduler" / "scheduler_config.json", dict(base.scheduler))
-    base.tokenizer.save_pretrained(folder / "tokenizer")
-    index |= {"tokenizer": ["transformers", "CLIPTokenizer"], "scheduler": ["diffusers", base.scheduler["_class_name"]]}
-    write_json(folder / "model_index.json", index)
+    save_tokenizer(base.tokenizer, folder / "tokenizer")
+    index |= {
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", base.scheduler.get("_class_name", "DDIMScheduler")],
+    }
+    sealed = [path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in ("vocab.json", "merges.txt")]
+    index[CHECKSUMS] = {path.relative_to(folder).as_posix(): file_digest(path) for path in sealed}
+    write_json(folder / INDEX, index)
 
 
 def save_part(folder: Path, part: str, params: Params, dtype: Any = np.float16) -> None:
     """Writes the weights of one part in PyTorch's names and layouts."""
     flat = flatten_dict(params, sep="/")
-    tensors = {torch_name(part, path): to_torch(path, np.asarray(leaf)).astype(dtype) for path, leaf in flat.items()}
+    with np.errstate(over="ignore"):  # said below, by name
+        tensors = {torch_name(part, path): to_torch(path, np.asarray(leaf)).astype(dtype) for path, leaf in flat.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{part}: {name} holds numbers that are not finite as {np.dtype(dtype)}; write float32.", "dtype")
     write_file(folder / part / f"{STEMS[part][0]}.safetensors", save(tensors, {"format": "pt"}))
 
 
@@ -69,24 +103,85 @@ def write_json(path: Path, content: dict) -> None:
     write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def load_folder(folder: Path, dtype: Any = jnp.float32, image_encoder: Path | None = None) -> tuple[StableDiffusion, Params]:
+def load_folder(
+    folder: Path, dtype: Any = jnp.float32, image_encoder: Path | Callable[[], Path] | None = None
+) -> tuple[StableDiffusion, Params]:
     """Reads a base from a diffusers folder, tensor by tensor, as `dtype`.
 
-    `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not).
+    `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
+    finds one: it is not asked before all else in the folder was found to be there.
 
-    Errors: `UserError`, one line that names the file, when one is missing, damaged or of another architecture.
+    Errors: `UserError`, one line that names the file, when one is missing, damaged, changed or of another architecture.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"The base model {folder} does not exist; give a folder in the diffusers layout or a Hub id.")
-    folders = {part: folder / part for part in STEMS} | ({"image_encoder": Path(image_encoder)} if image_encoder else {})
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    own = [part for part in STEMS if part != "image_encoder" or image_encoder is None]
+    folders = {part: folder / part for part in own}
     configs = {part: read_config(part, where) for part, where in folders.items()}
-    configs["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
-    if not (folder / "tokenizer" / "vocab.json").exists():
-        raise UserError(f"{folder / 'tokenizer' / 'vocab.json'} does not exist; the base model is incomplete, copy it again.")
-    base = StableDiffusion(configs, CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True))
+    check_together(configs, folder)
+    configs["scheduler"] = read_scheduler(folder, index)
+    with warnings.catch_warnings():  # said once, where the schedule is put to use
+        warnings.simplefilter("ignore")
+        noise_schedule(configs["scheduler"])  # says what of it is not supported
+    text = StableDiffusion(configs, None).text
+    tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
+    weights = {part: open_weights(where, part) for part, where in folders.items()}
+    _verify(folder, index)
+    if image_encoder is not None:
+        where = Path(image_encoder() if callable(image_encoder) else image_encoder)
+        configs["image_encoder"] = read_config("image_encoder", where)
+        weights["image_encoder"] = open_weights(where, "image_encoder")
+    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer)
     shapes = base.param_shapes()
-    return base, {part: load_part(where, part, shapes[part], dtype) for part, where in folders.items()}
+    return base, {part: fill_part(weights[part], part, shapes[part], dtype) for part in STEMS}
+
+
+def _verify(folder: Path, index: Mapping[str, Any]) -> None:
+    """Compares the files with the checksums that `save_folder` left, where it did."""
+    checksums = index.get(CHECKSUMS, {})
+    if not isinstance(checksums, dict):
+        raise UserError(f"{folder / INDEX} is damaged ({CHECKSUMS} holds no names); copy it again.")
+    for name, digest in checksums.items():
+        path = folder / name
+        if not path.exists():
+            raise UserError(f"{path} does not exist though {INDEX} names it; copy it again.")
+        if file_digest(path) != digest:
+            raise UserError(f"{path} was changed since it was written (its checksum in {INDEX} differs); copy it again.")
+
+
+def read_scheduler(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheduler's configuration, of the class that model_index.json names where it does: that is the one diffusers makes."""
+    config = without_replaced_defaults(read_json(folder / "scheduler" / "scheduler_config.json"))
+    named = index.get("scheduler")
+    if isinstance(named, list) and len(named) == 2 and isinstance(named[1], str):
+        config["_class_name"] = named[1]
+    return config
+
+
+def without_replaced_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of diffusers without the keys that it lists as never given: its classes take their defaults for those."""
+    unused = config.get("_use_default_values") or []
+    return {name: value for name, value in config.items() if name not in unused and name != "_use_default_values"}
+
+
+def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Refuses parts that do not fit each other.
+
+    Errors: `UserError` that names the files and the numbers.
+    """
+    base = StableDiffusion(configs, None)
+    for ours, theirs, key in (
+        (base.unet.in_channels, base.vae.latent_channels, "in_channels = {} of unet/config.json and latent_channels = {} of vae"),
+        (
+            base.unet.cross_attention_dim,
+            base.text.hidden_size,
+            "cross_attention_dim = {} of unet and hidden_size = {} of text_encoder",
+        ),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder}: {key.format(ours, theirs)} differ; give the parts of one model for text alone.")
 
 
 def read_config(part: str, folder: Path) -> dict[str, Any]:
@@ -100,8 +195,17 @@ def read_config(part: str, folder: Path) -> dict[str, Any]:
         whole = config
         config = {**whole["vision_config"], "projection_dim": whole.get("projection_dim", 512)}
         config["architectures"] = ["CLIPVisionModelWithProjection"]
+    if part in ("vae", "unet"):
+        config = without_replaced_defaults(config)
+    if part == "unet" and _is_before_0_9(config) and isinstance(config.get("sample_size"), int) and config["sample_size"] < 64:
+        config["sample_size"] = 64  # as StableDiffusionPipeline does: files of that time said 32 of models of 512 pixels
     check_config(part, config, path)
     return config
+
+
+def _is_before_0_9(config: Mapping[str, Any]) -> bool:
+    version = re.match(r"(\d+)\.(\d+)", str(config.get("_diffusers_version", "")))
+    return version is not None and (int(version[1]), int(version[2])) < (0, 9)
 
 
 def load_part(folder: Path, part: str, shapes: Params, dtype: Any = jnp.float32) -> Params:
@@ -127,6 +231,8 @@ def fill_part(weights: Weights, part: str, shapes: Params, dtype: Any = jnp.floa
                 f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
                 f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
             )
+        if not np.isfinite(np.asarray(tensor, np.float32)).all():
+            raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
         # Copied at once, one tensor at a time: the device never waits for, nor the host holds, more than that.
         loaded[path] = jax.block_until_ready(jnp.array(tensor, dtype))
     return unflatten_dict(loaded, sep="/")

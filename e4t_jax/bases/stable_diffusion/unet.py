@@ -112,9 +112,14 @@ class UNet(nn.Module):
             for kind in getattr(self, f"{direction}_block_types"):
                 if kind not in known:
                     return f"{direction}_block_types holds {kind!r}; only {' and '.join(known)} are supported."
-        for key in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
-            if not isinstance(getattr(self, key), int):
-                return f"{key} = {getattr(self, key)!r} is not supported; only one number for all levels is."
+        levels = len(self.block_out_channels)
+        for key in ("down_block_types", "up_block_types", "attention_head_dim", "transformer_layers_per_block"):
+            value = getattr(self, key)
+            if isinstance(value, tuple) and len(value) != levels:
+                return f"{key} = {list(value)} are not {levels}, one for each of block_out_channels; give as many."
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                return f"norm_num_groups = {self.norm_num_groups} do not divide {width} of block_out_channels."
         if self.act_fn not in ACTIVATIONS:
             return f"act_fn = {self.act_fn!r} is not supported; known are {', '.join(ACTIVATIONS)}."
         return None

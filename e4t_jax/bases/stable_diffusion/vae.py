@@ -50,6 +50,12 @@ class VAE(nn.Module):
             kinds = getattr(self, key)
             if set(kinds) != {known} or len(kinds) != len(self.block_out_channels):
                 return f"{key} = {list(kinds)} is not supported; only {known} for every one of block_out_channels is."
+        for key in ("in_channels", "out_channels"):
+            if getattr(self, key) != 3:
+                return f"{key} = {getattr(self, key)} is not supported; pictures have 3."
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                return f"norm_num_groups = {self.norm_num_groups} do not divide {width} of block_out_channels."
         if self.act_fn not in ACTIVATIONS:
             return f"act_fn = {self.act_fn!r} is not supported; known are {', '.join(ACTIVATIONS)}."
         return None
