@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.diffusion import add_noise, training_target
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
 

@@ -18,8 +18,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
+from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")

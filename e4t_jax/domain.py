@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, UInt8
+from jaxtyping import Int, PRNGKeyArray, UInt8
 from PIL import Image
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, Params
 from e4t_jax.captioning import pick_captions, read_scene
 from e4t_jax.concept import Concept, stack

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, Params
 
 

@@ -22,7 +22,9 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from e4t_jax.arrays import Array
 
 leaky_relu = partial(nn.leaky_relu, negative_slope=0.01)
 

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Base, Conditioning, Params
 from e4t_jax.diffusion import NoiseSchedule, add_noise, noise_schedule, training_target
 from e4t_jax.encoder import ConceptEncoder
@@ -130,7 +131,7 @@ def e4t_loss(
     batch: ConceptBatch,
     key: PRNGKeyArray,
     *,
-    regularisation: float,
+    regularisation: float | Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms).
 
@@ -153,7 +154,7 @@ def e4t_loss_at(
     t: Int[Array, "batch"],
     noise: Float[Array, "batch height width channels"],
     *,
-    regularisation: float,
+    regularisation: float | Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The E4T loss at given timesteps and noise; λ = `regularisation`."""
     unet = effective_unet(trainable, frozen)

@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
 
 # "down_blocks_0/…/attn1/to_q" -> {"rows": [in, rank], "columns": [out, rank]}

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
+from jaxtyping import Float, Int, Num, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.diffusion import LIMITED, SCHEDULERS, NoiseSchedule, clean_and_noise, limit_of, noise_schedule
 from e4t_jax.errors import UserError
 

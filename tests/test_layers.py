@@ -10,7 +10,7 @@ import e4t_jax
 ROOT = Path(e4t_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
-    ("errors", "registry"),
+    ("errors", "registry", "arrays"),
     ("storage", "ranges"),
     ("diffusion", "samplers", "encoder", "offsets", "prompts", "scopes", "bases"),
     ("objective", "sample", "encode", "captioning"),

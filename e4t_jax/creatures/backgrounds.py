@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import reduce
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.creatures import shapes
 from e4t_jax.creatures.shapes import Field
 

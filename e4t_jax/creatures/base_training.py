@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases import Params, StableDiffusion
 from e4t_jax.creatures.captions import Captions
 from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target

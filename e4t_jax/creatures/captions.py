@@ -11,7 +11,8 @@ No caption ever names an identity. Two ways of naming attributes teach two thing
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import CLIPTokenizer
@@ -65,7 +66,7 @@ def _blend(words: tuple[str, ...], hue: float) -> dict[str, float]:
     return {words[low % len(words)]: 1 - share, words[(low + 1) % len(words)]: share}
 
 
-def describe(identity: dict[str, float]) -> list[tuple[str, dict[str, float]]]:
+def describe(identity: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """The attributes of one identity, each as (adjective, weighted words of a compound)."""
     body, trim = BODY_HUES[hue_word(identity["body_hue"])], TRIM_HUES[hue_word(identity["trim_hue"])]
     lightness = identity["lightness"]

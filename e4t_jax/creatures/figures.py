@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.creatures import shapes
 from e4t_jax.creatures.backgrounds import colour
 from e4t_jax.creatures.shapes import Field

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.creatures.attributes import CONTEXTS, EARS, HATS, PATTERNS, Record, hue_word, sample_identities, sample_scenes, take
 from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, judge
 from e4t_jax.creatures.pictures import as_floats

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from safetensors.flax import load_file
 
+from e4t_jax.arrays import Array
 from e4t_jax.creatures.attributes import (
     BODY_HUES,
     CLASSES,
@@ -56,7 +57,7 @@ class _Trunk(nn.Module):
     widths: tuple[int, ...] = (24, 48, 96, 128)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch features"]:
+    def __call__(self, images: Float[Array, "batch h w 3"]) -> Float[Array, "batch features"]:
         x = images
         for index, width in enumerate(self.widths):
             x = nn.Conv(width, (3, 3), strides=2 if index < 3 else 1)(x)
@@ -71,7 +72,7 @@ class IdentityJudge(nn.Module):
     width: int = 64
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch width"]:
+    def __call__(self, images: Float[Array, "batch h w 3"]) -> Float[Array, "batch width"]:
         x = nn.Dense(self.width)(_Trunk()(images))
         return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6)
 
@@ -83,7 +84,7 @@ class Classifier(nn.Module):
     widths: tuple[int, ...] = (24, 48, 96, 128)
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> dict[str, Float[Array, "batch labels"]]:
+    def __call__(self, images: Float[Array, "batch h w 3"]) -> dict[str, Float[Array, "batch labels"]]:
         x = _Trunk(self.widths)(images)
         return {name: nn.Dense(count, name=name)(x) for name, count in self.heads}
 
@@ -100,7 +101,7 @@ def _judge(name: str, params: dict, images: Array):
     return JUDGES[name].apply({"params": params}, images)
 
 
-def judge(name: str, params: dict, images: Float[np.ndarray, "batch height width 3"], *, chunk: int = 128):
+def judge(name: str, params: dict, images: Float[np.ndarray, "batch h w 3"], *, chunk: int = 128):
     """The verdict of judge `name` (a key of `JUDGES`) on any number of pictures, as NumPy arrays."""
     count = len(images)
     padded = np.concatenate([images, np.zeros((-count % chunk, *images.shape[1:]), images.dtype)])

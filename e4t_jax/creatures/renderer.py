@@ -7,8 +7,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.creatures import figures, shapes
 from e4t_jax.creatures.attributes import CLASSES, Record, take
 from e4t_jax.creatures.backgrounds import Picture, colour, over, paint_background

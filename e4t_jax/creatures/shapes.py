@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from e4t_jax.arrays import Array
 
 Field = Float[Array, "height width"]
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.errors import Stopped, UserError
 from e4t_jax.training.checkpoints import Checkpoints
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import jax
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.objective import Trainable
 
 Rate = float | Float[Array, ""]

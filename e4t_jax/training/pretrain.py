@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.encode import Encoders, encode_pictures
 from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss

@@ -16,8 +16,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
 from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss
 from e4t_jax.offsets import init_factors

@@ -39,10 +39,10 @@ def test_help_explains_every_option(script, option):
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
 def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
-    from e4t_jax.cli import command
+    from e4t_jax.cli import shared
 
     @dataclasses.dataclass(frozen=True)
-    class Config(command.Command):
+    class Config(shared.Command):
         """A script."""
 
         batch_size: int = 16
@@ -53,7 +53,7 @@ def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
     monkeypatch.setitem(main.__annotations__, "config", Config)
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit, match="out of memory; lower --batch-size"):
-        command.run(main)
+        shared.run(main)
 
 
 def test_tune_and_generate_on_a_saved_domain(domain, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import e4t_loss
 from e4t_jax.prompts import tokenize
-from e4t_jax.training.tune import Recipe, Views, draw_batch, start, tune_one
+from e4t_jax.training.tune import Recipe, TuneSettings, Views, draw_batch, start, tune_one
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,6 @@ def test_more_pictures_than_one_call_takes_are_tuned_in_several(domain, tmp_path
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"mask": "soft"}, "mask: 'soft'"),
         ({"mask": "file"}, "mask: venus has none"),
         ({"caption": "a photo"}, "lacks the placeholder"),
         ({"caption": ["*s", "a photo of *s"]}, "there are 2 for 1 pictures"),
@@ -98,3 +97,11 @@ def test_wrong_options_are_refused(domain, tmp_path, options, said):
     Image.new("RGB", (16, 16)).save(tmp_path / "venus.png")
     with pytest.raises(UserError, match=said):
         domain.tune([tmp_path / "venus.png"], **options)
+
+
+def test_an_unknown_mask_is_refused(domain, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "venus.png")
+    settings = TuneSettings()
+    object.__setattr__(settings, "mask", "soft")  # past what checks signatures in tests, and nowhere else
+    with pytest.raises(UserError, match="mask: 'soft'"):
+        domain.tune([tmp_path / "venus.png"], settings)

@@ -9,8 +9,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.policy import Policy
 
 # From this many tokens on, the matrix of scores is worth avoiding. A feature map of 32×32 has as many.

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, Int, PRNGKeyArray
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.attention import attend, project
 from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy

@@ -8,8 +8,9 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 
 Map = Float[Array, "batch _ _ _"]  # NHWC; height, width and channels change from layer to layer

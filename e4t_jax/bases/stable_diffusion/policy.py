@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Float
+
+from e4t_jax.arrays import Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,9 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Float, Num
 
+from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.attention import attend, project
 from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, Map, ResidualBlock, Upsample
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
