@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.errors import Stopped, UserError
@@ -29,7 +29,7 @@ class TrainState:
 
     params: Any
     moments: Any  # of the optimiser
-    step: Int[Array, ""]
+    step: Any  # int32 [], on a device or the host; stores map such trees to what they know of each leaf
     average: Any = None  # moving average of the weights, where one is kept
 
 

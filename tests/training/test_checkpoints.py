@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -205,7 +206,7 @@ def test_on_a_disk_that_fills_the_older_checkpoint_stays(tmp_path):
             checkpoints.save(5, {**like, "step": np.asarray(5, np.int32)})
             with pytest.raises(UserError, match=r"Cannot write a checkpoint .*free some space and resume") as error:
                 for step in (10, 15, 20):
-                    checkpoints.save(step, {"weights": big + step, "step": np.asarray(step, np.int32)})
+                    checkpoints.save(step, {"weights": big + np.float32(step), "step": np.asarray(step, np.int32)})
             assert len(str(error.value).splitlines()) == 1
         assert not list((disk / "run").glob("*tmp*"))
         with pytest.raises(UserError, match=r"GB left, and .* free some space"):
@@ -213,7 +214,7 @@ def test_on_a_disk_that_fills_the_older_checkpoint_stays(tmp_path):
         subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
         with open_run(disk / "run", resume=True) as checkpoints:
             state = checkpoints.restore(like)
-            np.testing.assert_array_equal(state["weights"], big if state["step"] == 5 else big + state["step"])
+            np.testing.assert_array_equal(state["weights"], big if state["step"] == 5 else big + np.float32(state["step"]))
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -243,13 +244,13 @@ def toy_step(bad_from=10**9, where="params"):
         if number >= bad_from and where in parts:
             parts[where] = {"w": parts[where]["w"] * np.inf}
         loss = np.float32(np.nan if where == "loss" and number >= bad_from else 1)
-        return TrainState(**parts, step=state.step + 1), {"loss": loss}
+        return TrainState(**parts, step=jnp.asarray(state.step) + 1), {"loss": loss}
 
     return step
 
 
 def toy_state():
-    return TrainState({"w": np.zeros(3, np.float32)}, {"w": np.zeros(3, np.float32)}, np.zeros((), np.int32))
+    return TrainState({"w": np.zeros(3, np.float32)}, {"w": np.zeros(3, np.float32)}, jnp.zeros((), jnp.int32))
 
 
 @pytest.mark.parametrize("where", ["params", "moments", "loss"])
@@ -309,7 +310,7 @@ def cheap(monkeypatch):
             for hook in hooks:
                 hook(steps[-1])
             grow = jax.tree.map(lambda leaf: np.asarray(leaf) * rate[0], state.params)
-            return dataclasses.replace(state, params=grow, step=state.step + 1), {"loss": np.float32(1)}
+            return dataclasses.replace(state, params=grow, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
         return step
 

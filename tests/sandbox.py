@@ -1,0 +1,176 @@
+"""Commands called in process on a tiny world, with all that is compiled replaced by what costs nothing: for thousands of odd calls.
+
+What is left is what a mistake meets: reading the command line, checking, reading and writing files.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+import traceback
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from e4t_jax import domain as domain_module
+from e4t_jax import domain_files, pretraining
+from e4t_jax.bases import StableDiffusion, load_base
+from e4t_jax.cli import base, demo, evaluate, export, generate, judges, pretrain, tune
+from e4t_jax.cli.shared import run
+from e4t_jax.creatures import base_stages, judge_stages
+from e4t_jax.errors import UserError
+from e4t_jax.testing import World, write_tiny_world
+from e4t_jax.training import pretrain as training
+from e4t_jax.training.tune import Views, start
+
+COMMANDS = {
+    "tune": tune.main,
+    "generate": generate.main,
+    "export": export.main,
+    "pretrain": pretrain.main,
+    "evaluate": evaluate.main,
+    "demo": demo.main,
+    "train-base": base.main,
+    "train-judges": judges.main,
+}
+
+
+class Reached(BaseException):
+    """Hours of training or measuring would begin here: every argument was found right."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call ended: 0 and nothing said, one line, or a traceback."""
+
+    status: int
+    said: str = ""
+    traceback: str = ""
+
+    @property
+    def is_one_line(self):
+        return self.status == 1 and self.said.startswith("Error: ") and len(self.said.splitlines()) == 1 and not self.traceback
+
+
+def reach(*_, **__):
+    raise Reached
+
+
+def make_world(folder: Path) -> World:
+    """The tiny world, and a text where pictures are and a picture where texts are."""
+    world = write_tiny_world(folder)
+    (folder / "notes.txt").write_text("no picture")
+    return world
+
+
+@contextlib.contextmanager
+def nothing_compiled():
+    """Everything that is compiled, replaced: numbers of the right shapes, drawn from nothing."""
+
+    def views_of(model, clip_features, encoders, pictures, masks, key):
+        count = len(pictures)
+        clip = jnp.zeros((count, model.feature_count(clip_features), model.clip_width))
+        return Views(jnp.zeros((count, 6, *model.latent_shape)), clip, jnp.ones((count, 6, *model.latent_shape[:2])))
+
+    def tune_many(method, frozen, views, prompts, key, recipe):
+        count = len(views.latents)
+        begun = start(method, frozen, recipe.scope, key)
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), begun), jnp.zeros((count, recipe.steps))
+
+    def sample_images(method, steps, trainables, frozen, vae, folded, ids, *_):
+        return jnp.zeros((len(folded), len(ids), method.base.image_size, method.base.image_size, 3))
+
+    def compile_step(*_):
+        def step(state, given, rows, key):
+            return dataclasses.replace(state, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
+
+        return step
+
+    def read_captions(method, frozen, latents, clip, ids, placeholder, key):
+        return jnp.zeros((len(latents), 8), jnp.int32)
+
+    def constant_word(domain, concept, **_):
+        return np.zeros(domain.base.text_width, np.float32)
+
+    bases = functools.cache(load_base)
+    patches = [
+        (domain_module, "_prepare_views", views_of),
+        (domain_module, "tune_many", tune_many),
+        (domain_module, "_read_captions", read_captions),
+        (domain_module, "sample_images", sample_images),
+        (training, "compile_step", compile_step),
+        (domain_files, "load_base", bases),
+        (pretraining, "load_base", bases),
+        (evaluate, "load_judges", reach),
+        (demo, "load_judges", reach),
+        (base_stages, "draw_pictures", reach),
+        (base, "climb", reach),
+        (judge_stages, "_fit", reach),
+        (judge_stages, "records", lambda *_: ({}, {"context": [], "style": []})),
+        (judge_stages, "sample_identities", lambda *_: {}),
+        (judge_stages, "sample_scenes", lambda *_: {}),
+        (judge_stages, "_labelled_batches", lambda *_: iter(())),
+        (judge_stages.losses, "scene_labels", lambda *_: {}),
+        (judge_stages.losses, "attribute_labels", lambda *_: {}),
+        (export, "constant_word", constant_word),
+        (StableDiffusion, "param_shapes", functools.cache(StableDiffusion.param_shapes)),
+        (StableDiffusion, "feature_width", property(functools.cache(StableDiffusion.feature_width.func))),
+    ]
+    before = [(owner, name, owner.__dict__[name]) for owner, name, _ in patches]
+    try:
+        for owner, name, instead in patches:
+            setattr(owner, name, instead)
+        yield
+    finally:
+        for owner, name, was in before:
+            setattr(owner, name, was)
+
+
+def call(command: str, arguments: list) -> Outcome:
+    """A command as the shell would call it."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+            run(COMMANDS[command], [str(argument) for argument in arguments], f"e4t {command}")
+    except Reached:
+        return Outcome(0)
+    except SystemExit as stop:
+        return Outcome(0) if stop.code in (0, None) else Outcome(1, str(stop.code))
+    except BaseException:
+        return Outcome(1, "", traceback.format_exc())
+    return Outcome(0)
+
+
+def attempt(read, *arguments) -> tuple[object, Outcome]:
+    """What a function of the library returns, and how the call ended."""
+    try:
+        return read(*arguments), Outcome(0)
+    except UserError as error:
+        return None, Outcome(1, f"Error: {error}")
+    except BaseException:
+        return None, Outcome(1, "", traceback.format_exc())
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """Every path below a folder; of files, when they were written and how long they are."""
+    found: dict[str, tuple[int, int] | None] = {}
+    for root, folders, files in os.walk(folder):
+        for name in files:
+            stat = os.lstat(os.path.join(root, name))
+            found[os.path.join(root, name)] = stat.st_mtime_ns, stat.st_size
+        found |= {os.path.join(root, name): None for name in folders}
+    return found
+
+
+def half_written(before: dict, after: dict) -> list[str]:
+    """Names that only a write that was broken off leaves."""
+    return sorted(path for path in set(after) - set(before) if os.path.basename(path).startswith(".") and path not in before)
+
+
+def same(one, other) -> bool:
+    """Whether two trees of arrays and plain values are equal, number by number."""
+    ones, others = jax.tree.leaves(one), jax.tree.leaves(other)
+    return len(ones) == len(others) and all(np.array_equal(a, b) for a, b in zip(ones, others, strict=True))
