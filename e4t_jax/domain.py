@@ -197,7 +197,11 @@ class Domain:
         noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
         noise = jax.random.normal(noise_key, (1, len(tokens.ids), *self.base.latent_shape))
         noise = jnp.broadcast_to(noise, (len(folded), *noise.shape[1:]))
-        steps = sampler(self.method.schedule, settings.sampling or own_method(self.base.scheduler), settings.steps)
+        steps = sampler(
+            self.method.schedule,
+            own_method(self.base.scheduler) if settings.sampling is None else settings.sampling,
+            settings.steps,
+        )
         images = sample_images(
             self.method,
             steps,

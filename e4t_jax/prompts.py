@@ -276,4 +276,4 @@ def _split(prompt: str, placeholder: str) -> list[str]:
 
 
 def _ids(tokenizer: "CLIPTokenizer", text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids  # what is too long is said here

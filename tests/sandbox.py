@@ -22,6 +22,7 @@ from e4t_jax.cli import base, demo, evaluate, export, generate, judges, pretrain
 from e4t_jax.cli.shared import run
 from e4t_jax.creatures import base_stages, judge_stages
 from e4t_jax.errors import UserError
+from e4t_jax.storage import file_digest
 from e4t_jax.testing import World, write_tiny_world
 from e4t_jax.training import pretrain as training
 from e4t_jax.training.tune import Views, start
@@ -66,6 +67,17 @@ def make_world(folder: Path) -> World:
     return world
 
 
+@functools.cache
+def _load_base(state, *arguments, **options):
+    return load_base(*arguments, **options)
+
+
+def load_base_once(name, *arguments, **options):
+    """Once for every state of the folder's files: reading one takes seconds."""
+    files = sorted(path for path in Path(name).rglob("*") if path.is_file()) if os.path.isdir(name) else []
+    return _load_base(tuple((str(path), file_digest(path)) for path in files), name, *arguments, **options)
+
+
 @contextlib.contextmanager
 def nothing_compiled():
     """Everything that is compiled, replaced: numbers of the right shapes, drawn from nothing."""
@@ -95,15 +107,14 @@ def nothing_compiled():
     def constant_word(domain, concept, **_):
         return np.zeros(domain.base.text_width, np.float32)
 
-    bases = functools.cache(load_base)
     patches = [
         (domain_module, "_prepare_views", views_of),
         (domain_module, "tune_many", tune_many),
         (domain_module, "_read_captions", read_captions),
         (domain_module, "sample_images", sample_images),
         (training, "compile_step", compile_step),
-        (domain_files, "load_base", bases),
-        (pretraining, "load_base", bases),
+        (domain_files, "load_base", load_base_once),
+        (pretraining, "load_base", load_base_once),
         (evaluate, "load_judges", reach),
         (demo, "load_judges", reach),
         (base_stages, "draw_pictures", reach),

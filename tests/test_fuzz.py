@@ -1,6 +1,6 @@
 """Whatever is asked and whatever is read: the right result or one line, nothing half-written, earlier files as they were.
 
-`make fuzz` tries twenty times as much, other cases every time.
+`make fuzz` tries twenty times as much (E4T_FUZZ says how many times), other cases every time.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from e4t_jax.bases import load_base
 from e4t_jax.concept import load_concept
 from e4t_jax.data.images import read_image
 
-LONG = bool(os.environ.get("E4T_FUZZ"))
+TIMES = int(os.environ.get("E4T_FUZZ", "0"))
 
 
 def fuzz(examples):
     """The same cases at every run of the suite; others, and more, in a long run."""
     return settings(
-        max_examples=examples * (20 if LONG else 1),
-        derandomize=not LONG,
+        max_examples=examples * max(TIMES, 1),
+        derandomize=not TIMES,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -231,7 +231,7 @@ def odd_call(data, right, options):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @given(data=st.data())
-@fuzz(25)
+@fuzz(20)
 def test_arguments(world, command, data):
     right, options = options_of(world)[command]
     with elsewhere(world) as here:
@@ -384,7 +384,7 @@ def test_pictures(world, suffix, steps, as_mask):
 
 
 @given(data=st.data(), steps=damages())
-@fuzz(30)
+@fuzz(20)
 def test_files_of_a_base(world, data, steps):
     """Configurations, words and weights as others wrote them: they load, or one line says what is wrong."""
     files = sorted(path for path in world.base.rglob("*") if path.is_file())

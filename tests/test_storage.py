@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import errno
-import functools
 import json
 import os
 import random
@@ -16,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save as save_bytes
+from sandbox import load_base_once
 
 from e4t_jax import domain_files, storage
-from e4t_jax.bases import load_base
 from e4t_jax.concept import load_concept
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
@@ -45,11 +44,6 @@ def own_world(world, tmp_path):
 def one_base(monkeypatch):
     """The tests here are of a domain's own files; its base takes seconds to read."""
     monkeypatch.setattr(domain_files, "load_base", load_base_once)
-
-
-@functools.cache
-def load_base_once(*name):
-    return load_base(*name)
 
 
 def names_in(folder):

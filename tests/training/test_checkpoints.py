@@ -1,7 +1,6 @@
 """Checkpoints: a run goes on only from a sound checkpoint of its own, loses nothing, and ends where an unbroken one does."""
 
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -14,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sandbox import load_base_once
 
 from e4t_jax import pretraining
-from e4t_jax.bases import load_base
 from e4t_jax.cli import pretrain as command
 from e4t_jax.cli.shared import run as run_command
 from e4t_jax.errors import Stopped, UserError
@@ -287,11 +286,6 @@ def test_a_run_that_is_asked_to_stop_saves_within_the_step(tmp_path):
 
 
 # pretraining, with a step that costs nothing -----------------------------------------------------------------------------
-
-
-@functools.cache
-def load_base_once(*name):
-    return load_base(*name)
 
 
 @pytest.fixture(scope="module")
