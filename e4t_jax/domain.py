@@ -238,7 +238,7 @@ def _changed(settings: Any, changes: dict[str, Any]) -> Any:
     if unknown:
         known = ", ".join(field.name for field in dataclasses.fields(settings))
         raise UserError(f"{unknown[0]!r} is no setting; there are {known}.")
-    return dataclasses.replace(settings, **changes)
+    return dataclasses.replace(settings, **changes) if changes else settings
 
 
 def _name(image: PictureLike, row: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,7 @@ def identity_loss(params: dict, frozen: None, batch: tuple[Array, Array], key: j
     return loss, {"loss": loss}
 
 
-def label_loss(name: str, params: dict, frozen: None, batch: tuple[Array, dict[str, Array]], key: jax.Array):
+def label_loss(name: str, params: dict, frozen: None, batch: tuple[Any, dict[str, Array]], key: jax.Array):
     """Sum over the heads of judge `name` of the mean cross-entropy; a label of -1 counts nothing."""
     images, labels = batch
     logits = JUDGES[name].apply({"params": params}, degrade(images, key, _STRENGTH[name]))

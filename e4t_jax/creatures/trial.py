@@ -132,7 +132,9 @@ def judge_pictures(
     prototypes = identity_prototypes(judges["identity"], trial.seed, max(count, GALLERY), split=trial.split)
     likeness = judge("identity", judges["identity"], flat) @ prototypes.T
     scene, attributes = judge("scene", judges["scene"], flat), judge("attributes", judges["attributes"], flat)
-    survive = {name: share_right(attributes[name], label) for name, label in attribute_labels(take(trial.identities, who)).items()}
+    labels = attribute_labels(take(trial.identities, who))
+    # Of few creatures, none may have a trim to see.
+    survive = {name: share_right(attributes[name], label) for name, label in labels.items() if (label >= 0).any()}
     return {
         "identity_top1": float(np.mean(np.argmax(likeness, -1) == who)),
         "identity_similarity": float(np.mean(likeness[np.arange(len(who)), who])),

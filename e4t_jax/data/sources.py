@@ -44,7 +44,7 @@ class FolderSource:
         return {"image": image, "mask": np.ones(image.shape[:2], np.float32) if mask is None else mask}
 
 
-def open_pictures(spec: str, size: int, data_dir: Path) -> grain.MapDataset:
+def open_pictures(spec: str, size: int, data_dir: str | Path) -> grain.MapDataset:
     """Rows with `image`, `mask` and, where the data set has one, `caption` (str).
 
     `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed) or "folder:DIR".
@@ -88,7 +88,7 @@ def folder_digest(spec: str) -> str | None:
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _open_tfds(name: str, data_dir: Path):
+def _open_tfds(name: str, data_dir: str | Path):
     import tensorflow_datasets as tfds
 
     try:

@@ -55,7 +55,7 @@ def test_rendering_is_deterministic(world):
 def test_row_of_a_batch_is_the_single_picture(world):
     identities, scenes, images, masks = world
     for row in (0, 17, COUNT - 1):
-        image, mask = render(take(identities, [row]), take(scenes, [row]))
+        image, mask = render(take(identities, np.array([row])), take(scenes, np.array([row])))
         assert image.shape == (1, IMAGE_SIZE, IMAGE_SIZE, 3) and mask.shape == (1, IMAGE_SIZE, IMAGE_SIZE)
         # Another batch size is another compiled program: the last bit of a colour may round the other way.
         assert np.abs(image[0].astype(int) - images[row]).max() <= 1
