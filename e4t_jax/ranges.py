@@ -27,7 +27,8 @@ class Range:
 
     def __contains__(self, value: Any) -> bool:
         # No NaN is within any bounds, and no infinity within these.
-        return self.low <= value <= self.high and not (self.open_low and value == self.low) and not (self.whole and value % 1)
+        inside = self.low <= value <= self.high
+        return bool(inside and not (self.open_low and value == self.low) and not (self.whole and value % 1))
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"

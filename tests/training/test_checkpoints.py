@@ -259,7 +259,7 @@ def test_what_is_not_finite_is_never_saved_and_the_last_good_one_is_kept(tmp_pat
         with pytest.raises(
             UserError, match=r"is not finite at step 10; lower the learning rate and give another work folder"
         ) as error:
-            train(run, toy_step(7, where), toy_state(), None, lambda first: iter(range(first, 20)), None)
+            train(run, toy_step(7, where), toy_state(), None, lambda first: iter(range(first, 20)), jax.random.key(0))
         assert f"{tmp_path / 'run'} keeps step 5, the last good one" in str(error.value)
     assert restored_toy(tmp_path / "run") == 5
 
@@ -273,7 +273,7 @@ def restored_toy(folder):
 
 def test_weights_that_are_not_finite_at_the_end_are_told_without_checkpoints_too():
     with pytest.raises(UserError, match="A weight, or a moment of the optimiser, is not finite at step 8; lower the learning rate"):
-        train(Run("toy", 8), toy_step(7), toy_state(), None, lambda first: iter(range(first, 8)), None)
+        train(Run("toy", 8), toy_step(7), toy_state(), None, lambda first: iter(range(first, 8)), jax.random.key(0))
 
 
 def test_a_run_that_is_asked_to_stop_saves_within_the_step(tmp_path):
@@ -281,7 +281,7 @@ def test_a_run_that_is_asked_to_stop_saves_within_the_step(tmp_path):
     with open_run(tmp_path / "run") as checkpoints:
         run = Run("toy", 20, checkpoints, every=50, stop=lambda: next(asked))
         with pytest.raises(Stopped) as stopped:
-            train(run, toy_step(), toy_state(), None, lambda first: iter(range(first, 20)), None)
+            train(run, toy_step(), toy_state(), None, lambda first: iter(range(first, 20)), jax.random.key(0))
     assert stopped.value.step == restored_toy(tmp_path / "run") == 3
 
 
@@ -376,8 +376,6 @@ def test_a_mistake_is_said_before_a_run_is_touched(world, cheap, tmp_path):
         {"data": "folder:/nowhere"},
         {"data": "bogus"},
         {"base": tmp_path / "nowhere"},
-        {"settings": dataclasses.replace(SETTINGS, parallel="both")},
-        {"domain": DomainSettings(template="neutral", clip_features="bogus")},
         {"settings": dataclasses.replace(SETTINGS, batch_size=3)},
         {"settings": dataclasses.replace(SETTINGS, batch_size=400)},
         {"settings": dataclasses.replace(SETTINGS, steps=0)},
