@@ -23,10 +23,10 @@ demo: setup ## personalise six creatures from one picture each; look at outputs/
 	$(BIN)/python -m infer.demo
 
 test: .venv/.tested ## the tests, ≤ 12 minutes on two cores
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: .venv/.tested ## those that compile little, ≤ 90 seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow and not compiles"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not compiles"
 
 test-full: .venv/.tested ## the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -40,7 +40,7 @@ test-newest: ## the tests without pins and without PyTorch, on the newest Python
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[test-newest]"
 	.venv-newest/bin/python -m pip check
-	.venv-newest/bin/python -m pytest -n 2
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
 
 wheel: setup ## build the package, install it elsewhere, use it from an empty folder
 	rm -rf build dist .venv-wheel

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, CLIPTokenizerFast
+from transformers import CLIPTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from e4t_jax.bases.formats import read_json
 from e4t_jax.errors import UserError
@@ -47,7 +47,7 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load_tokenizer(folder: Path, length: int, vocabulary: int) -> CLIPTokenizer:
+def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedTokenizerBase:
     """The tokenizer of a base: from vocab.json and merges.txt, or from tokenizer.json, which is all that newer libraries write.
 
     `length` and `vocabulary` are the text encoder's: prompts are never longer than it reads, words never more than it knows.
@@ -99,7 +99,7 @@ def _check_merges(path: Path, vocabulary: dict) -> None:
         raise UserError(f"{path} is damaged, or of another tokenizer than vocab.json beside it; copy both again.")
 
 
-def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes a tokenizer for every version of its class: vocab.json and merges.txt too where it has only tokenizer.json.
 
     Errors: `UserError` when the files cannot be written.

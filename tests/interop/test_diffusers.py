@@ -116,7 +116,8 @@ def test_a_lora_of_full_rank_is_the_merged_model(domain, concept, tmp_path):
     with torch.no_grad():
         theirs = pipeline.unet(torch.tensor(z).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(text)).sample
     merged = effective_unet(concept.trainable, domain.frozen)
-    ours = np.asarray(jax.jit(lambda p: domain.base.denoise(p, z, jnp.asarray(t), text)[0])(merged))
+    inputs = jnp.asarray(z), jnp.asarray(t), jnp.asarray(text)
+    ours = np.asarray(jax.jit(lambda p: domain.base.denoise(p, *inputs)[0])(merged))
     theirs = theirs.permute(0, 2, 3, 1).numpy()
     assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
 

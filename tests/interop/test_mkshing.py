@@ -188,7 +188,7 @@ def draw_inputs(base):
     z = rng.standard_normal((2, *base.latent_shape)).astype(np.float32)
     text = rng.standard_normal((2, 5, base.unet.cross_attention_dim)).astype(np.float32)
     t = np.array([10, 700])
-    return (z, t, text), (torch.tensor(z).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(text))
+    return (jnp.asarray(z), t, jnp.asarray(text)), (torch.tensor(z).permute(0, 3, 1, 2), torch.tensor(t), torch.tensor(text))
 
 
 def relative_error(ours, theirs):
@@ -266,8 +266,8 @@ def test_pictures_are_resized_as_pytorch_resizes_them_to_1e_5(size):
 def test_other_kinds_see_pictures_as_before(domain):
     """Only imported domains see bicubic pictures; at the tower's own size all kinds of tokens are the same."""
     base, weights = domain.base, domain.params["image_encoder"]
-    pictures = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
-    own = jnp.asarray(pictures[:, :16, :16])
+    pictures = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
+    own = pictures[:, :16, :16]
     np.testing.assert_array_equal(base.see(weights, own, "tokens"), base.see(weights, own, "bicubic-tokens"))
     antialiased = jnp.clip(jax.image.resize(pictures, (2, 16, 16, 3), "cubic", antialias=True), -1, 1)
     np.testing.assert_allclose(base.see(weights, pictures, "tokens"), base.see(weights, antialiased, "tokens"), atol=1e-5)
@@ -286,7 +286,7 @@ def test_newer_open_clip_norms_all_tokens(reference, tmp_path, capsys):
     pictures = np.random.default_rng(1).uniform(-1, 1, (2, 64, 64, 3)).astype(np.float32)
     for norm_all, close in ((True, True), (False, False)):
         expected = literal_encoder(encoder, literal_pixels(pictures, 16), torch.tensor(features), norm_all)
-        assert (relative_error(encoded(domain, pictures, features), expected) < 1e-4) == close
+        assert (relative_error(encoded(domain, pictures, jnp.asarray(features)), expected) < 1e-4) == close
 
 
 def copy_of(reference, tmp_path, **settings):
