@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
 
-.PHONY: setup demo test test-fast test-full test-newest wheel lint base judges pretrain evaluate clean
+.PHONY: setup demo test test-fast test-full fuzz test-newest wheel lint base judges pretrain evaluate clean
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ test-fast: .venv/.tested ## those that compile little, ≤ 90 seconds
 
 test-full: .venv/.tested ## the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+fuzz: .venv/.tested ## odd inputs, damaged files and killed runs for as long as it takes, other ones every time
+	E4T_FUZZ=20 $(BIN)/python -m pytest --timeout 36000 tests/test_fuzz.py tests/test_storage.py tests/training/test_checkpoints.py
+	$(BIN)/python tests/odd_inputs.py $$(date +%s)
 
 test-newest: ## the tests without pins and without PyTorch, on the newest Python: what a user installs today
 	test -n "$(NEWEST)" || { echo "No Python 3.13 was found; name one: make test-newest NEWEST=python3.13"; exit 1; }

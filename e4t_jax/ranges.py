@@ -27,7 +27,8 @@ class Range:
 
     def __contains__(self, value: Any) -> bool:
         # No NaN is within any bounds, and no infinity within these.
-        return self.low <= value <= self.high and not (self.open_low and value == self.low) and not (self.whole and value % 1)
+        inside = self.low <= value <= self.high
+        return bool(inside and not (self.open_low and value == self.low) and not (self.whole and value % 1))
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
@@ -83,7 +84,7 @@ def _is_number(value: Any) -> bool:
 def _check_number(name: str, value: Any, within: Range) -> None:
     if value not in within:
         # Python itself refuses to write out an integer of thousands of digits.
-        number = "the number" if abs(value) > 10**_LONGEST and isinstance(value, int) else str(value)
+        number = "the number" if isinstance(value, int) and abs(value) > 10**_LONGEST else str(value)
         what = "no whole number" if within.whole and value % 1 and value in Range(within.low, within.high) else "out of range"
         raise UserError(f"{number} is {what}; give {within}.", name)
 

@@ -36,10 +36,11 @@ def test_image_encoders_that_may_be_named(tmp_path):
 
 def test_a_kind_of_features_that_is_unknown_is_said(domain, tmp_path):
     from e4t_jax.domain_files import save_domain
+    from e4t_jax.storage import to_signed_json
 
     save_domain(tmp_path, domain)
     facts = json.loads((tmp_path / "domain.json").read_text())
-    del facts["checksum"]
-    (tmp_path / "domain.json").write_text(json.dumps({**facts, "clip_features": "words"}))
+    facts.pop("checksum")
+    (tmp_path / "domain.json").write_text(to_signed_json({**facts, "clip_features": "words"}))
     with pytest.raises(UserError, match="clip_features = 'words' is unknown"):
         load_domain(tmp_path)

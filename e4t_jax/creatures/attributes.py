@@ -125,6 +125,6 @@ def take(record: Record, index: np.ndarray | slice | int) -> Record:
     return {name: value[index] for name, value in record.items()}
 
 
-def hue_word(hue: np.ndarray | np.floating | float) -> np.ndarray:
+def hue_word(hue: np.ndarray | np.floating | float) -> np.ndarray | np.integer:
     """Index of the hue's word: the nearest of the eight, on the circle."""
     return np.round(np.asarray(hue) * len(BODY_HUES)).astype(int) % len(BODY_HUES)

@@ -29,14 +29,6 @@ from e4t_jax.training.pretrain import PretrainSettings
 FACTS = {"seed": 1, "steps": 10}
 
 
-def unchecked(settings, **changes):
-    """Settings with values that the checked signatures of tests would refuse before the package can."""
-    changed = dataclasses.replace(settings)
-    for name, value in changes.items():
-        object.__setattr__(changed, name, value)
-    return changed
-
-
 def state_of(number):
     return {"weights": np.full((3, 4), number, np.float32), "step": np.asarray(number, np.int32)}
 
@@ -384,8 +376,6 @@ def test_a_mistake_is_said_before_a_run_is_touched(world, cheap, tmp_path):
         {"data": "folder:/nowhere"},
         {"data": "bogus"},
         {"base": tmp_path / "nowhere"},
-        {"settings": unchecked(SETTINGS, parallel="both")},
-        {"domain": DomainSettings(template="neutral", clip_features="bogus")},
         {"settings": dataclasses.replace(SETTINGS, batch_size=3)},
         {"settings": dataclasses.replace(SETTINGS, batch_size=400)},
         {"settings": dataclasses.replace(SETTINGS, steps=0)},
