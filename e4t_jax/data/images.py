@@ -246,7 +246,7 @@ def picture_grid(
 
 def side_by_side(
     grids: list[UInt8[np.ndarray, "height width 3"]], *, columns: int = 2, gap: int = 24
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "_ _ 3"]:
     """Grids of one size beside and below one another, on white."""
     height, width, _ = grids[0].shape
     lines = -(-len(grids) // columns)
