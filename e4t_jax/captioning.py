@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.diffusion import add_noise, training_target
-from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
+from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, fold, prompt_states
 
 # Timesteps, as shares of the schedule, at which the noise hides details and leaves place and medium open.
 _FROM, _TO = 0.3, 0.8
@@ -48,7 +48,7 @@ def caption_errors(
     target = training_target(method.schedule, z0, noise, t)
     unet = effective_unet(Trainable(), frozen)
     features = method.base.features(unet, z_t, t, empty_states(method, frozen, draws))
-    folded = method.encoder.apply({"params": frozen.encoder}, clip[None], method="fold")
+    folded = fold(method, Trainable(), frozen, clip[None])
     word, _ = concept_word(method, Trainable(), frozen, jnp.broadcast_to(folded, (draws, folded.shape[-1])), features)
 
     def error(caption):

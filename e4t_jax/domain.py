@@ -27,7 +27,7 @@ from e4t_jax.data.images import PictureLike, read_image
 from e4t_jax.data.views import make_views
 from e4t_jax.encode import Encoders, encode_pictures
 from e4t_jax.errors import UserError
-from e4t_jax.objective import Frozen, Method, Trainable, make_method
+from e4t_jax.objective import Frozen, Method, Trainable, fold, make_method
 from e4t_jax.offsets import Factors
 from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, scene_captions, tokenize
 from e4t_jax.sample import SampleSettings, sample_images
@@ -138,7 +138,7 @@ class Domain:
                 raise UserError(f"{names[int(np.argmin(finite))]} came out not finite; lower it or the steps.", "learning_rate")
             trainables = [jax.tree.map(lambda leaf, i=i: leaf[i], tuned) for i in range(len(names))]
         return [
-            Concept(name, recipe.scope, self.fingerprint, trainable, self._fold(trainable, clip))
+            Concept(name, recipe.scope, self.fingerprint, trainable, fold(self.method, trainable, self.frozen, clip[None])[0])
             for name, trainable, clip in zip(names, trainables, views.clip, strict=True)
         ]
 
@@ -222,10 +222,6 @@ class Domain:
     def tokenize(self, prompts: Sequence[str]) -> TokenizedPrompts:
         """Token ids of the prompts, the domain's word in the placeholder's place, and where that is."""
         return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
-
-    def _fold(self, trainable: Trainable, clip: Array) -> Array:
-        encoder = self.encoder if trainable.encoder is None else trainable.encoder
-        return self.method.encoder.apply({"params": encoder}, clip[None], method="fold")[0]
 
 
 def to_pil(images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> list[list[Image.Image]]:

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from e4t_jax import registry
 from e4t_jax.bases import CLIP_FEATURES, Params, load_base
 from e4t_jax.domain import Domain
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, shortened
 from e4t_jax.prompts import TEMPLATES
 from e4t_jax.ranges import check_range
 from e4t_jax.storage import (
@@ -127,7 +127,7 @@ def _check_fits(path: Path, domain: Domain) -> None:
         shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
         kernel = kernels.get(name)
         if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
-            raise UserError(f"{path.parent / 'offsets.safetensors'} does not fit the base: {_short(name)}; {_MEND}.")
+            raise UserError(f"{path.parent / 'offsets.safetensors'} does not fit the base: {shortened(name)}; {_MEND}.")
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -135,14 +135,14 @@ def _read_facts(path: Path) -> dict[str, Any]:
     facts = read_json(path, _MEND)
     number = facts.get("format")
     if isinstance(number, int) and number > FORMAT:
-        raise UserError(f"{path} has format {_short(number)}, this version reads up to {FORMAT}; update e4t-jax.")
+        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {FORMAT}; update e4t-jax.")
     check_signed(path, facts, _MEND)
     for name, value in facts.items():
         kind = {**_FACTS, **_FURTHER}.get(name)
         if kind is None:
-            raise UserError(f"{path} holds {_short(name)}, which is unknown here; {_MEND}.")
+            raise UserError(f"{path} holds {shortened(name)}, which is unknown here; {_MEND}.")
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{path}: {name} = {_short(value)} is of the wrong kind; {_MEND}.")
+            raise UserError(f"{path}: {name} = {shortened(value)} is of the wrong kind; {_MEND}.")
         try:
             check_range(name, value)
         except UserError as error:
@@ -152,11 +152,11 @@ def _read_facts(path: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{path} lacks {missing[0]!r}; {_MEND}.")
     if facts["format"] < 1:
-        raise UserError(f"{path} has format {_short(number)}, and there is none below 1; {_MEND}.")
+        raise UserError(f"{path} has format {shortened(number)}, and there is none below 1; {_MEND}.")
     if facts["template"] not in TEMPLATES:
-        raise UserError(f"{path}: template = {_short(facts['template'])} is unknown; update e4t-jax.")
+        raise UserError(f"{path}: template = {shortened(facts['template'])} is unknown; update e4t-jax.")
     if facts["clip_features"] not in CLIP_FEATURES:
-        raise UserError(f"{path}: clip_features = {_short(facts['clip_features'])} is unknown; update e4t-jax.")
+        raise UserError(f"{path}: clip_features = {shortened(facts['clip_features'])} is unknown; update e4t-jax.")
     return facts
 
 
@@ -170,14 +170,6 @@ def _read_part(path: Path, part: str, facts: dict[str, Any]) -> Params:
         return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
     except (TypeError, AttributeError):  # a name that is part and whole at once
         raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
-
-
-def _short(value: Any, most: int = 60) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a number"
-    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _base_of(folder: Path, facts: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _LONG_WORD = re.compile(r"(\S{200})\S{100,}(\S{50})")  # longer than most paths: its ends tell enough
 
@@ -20,6 +21,22 @@ class UserError(Exception):
         super().__init__(f"{argument}: {message}" if argument else message)
         self.message = message
         self.argument = argument
+
+
+def reason_of(error: Exception, most: int = 120) -> str:
+    """What another library says of an error, as part of a line: its first line, or its kind where it says nothing."""
+    return str(error).splitlines()[0][:most] if str(error) else type(error).__name__
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """A value as a message says it again: its first characters, where it is long."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= most else f"{value[:most]}…")
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 class Stopped(Exception):

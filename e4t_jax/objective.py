@@ -93,6 +93,18 @@ def effective_unet(trainable: Trainable, frozen: Frozen) -> Params:
     return merge(unet, *sets) if sets else unet
 
 
+def own_encoder(trainable: Trainable, frozen: Frozen) -> Params:
+    """The encoder's parameters: the concept's where its scope lets them learn, else the domain's."""
+    return frozen.encoder if trainable.encoder is None else trainable.encoder
+
+
+def fold(
+    method: Method, trainable: Trainable, frozen: Frozen, clip: Float[Array, "batch states clip_width"]
+) -> Float[Array, "batch clip_width"]:
+    """All that the encoder's prediction owes to the pictures alone (`ConceptEncoder.fold`)."""
+    return method.encoder.apply({"params": own_encoder(trainable, frozen)}, clip, method="fold")
+
+
 def concept_word(
     method: Method,
     trainable: Trainable,
@@ -101,8 +113,7 @@ def concept_word(
     features: Float[Array, "batch features"],
 ) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
     """(e*, s (E + r)): the word embedding e* = e_d + s (E + r) and its offset from the domain's word."""
-    encoder = frozen.encoder if trainable.encoder is None else trainable.encoder
-    predicted = method.encoder.apply({"params": encoder}, folded, features)
+    predicted = method.encoder.apply({"params": own_encoder(trainable, frozen)}, folded, features)
     if trainable.residual is not None:
         predicted = predicted + trainable.residual
     offset = method.scale * predicted
@@ -161,8 +172,7 @@ def e4t_loss_at(
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     empty = empty_states(method, frozen, len(batch.latents))
     features = method.base.features(unet, z_t, t, empty)
-    encoder = frozen.encoder if trainable.encoder is None else trainable.encoder
-    folded = method.encoder.apply({"params": encoder}, batch.clip, method="fold")
+    folded = fold(method, trainable, frozen, batch.clip)
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
     output = method.base.denoise(unet, z_t, t, text)[0]

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from e4t_jax.arrays import Array
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, shortened
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -197,7 +197,7 @@ def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids[:8])) or "nothing"
         raise UserError(
-            f"{_short(token)} is not one token of this tokenizer (it reads {pieces}); choose a more common word.", "domain_token"
+            f"{shortened(token)} is not one token of this tokenizer (it reads {pieces}); choose a more common word.", "domain_token"
         )
     return ids[0]
 
@@ -239,7 +239,7 @@ def tokenize(
     for row, prompt in enumerate(prompts):
         pieces = _split(prompt, placeholder)
         if require_placeholder and len(pieces) == 1:
-            raise UserError(f"The prompt {_short(prompt)} lacks the placeholder; write {placeholder!r} in it.")
+            raise UserError(f"The prompt {shortened(prompt)} lacks the placeholder; write {placeholder!r} in it.")
         tokens, places = [tokenizer.bos_token_id], []
         for piece in pieces:
             tokens += _ids(tokenizer, piece)
@@ -248,7 +248,7 @@ def tokenize(
         # One placeholder fewer than pieces: the last one written is where the prompt ends.
         tokens[places.pop()] = tokenizer.eos_token_id
         if len(tokens) > length:
-            raise UserError(f"The prompt {_short(prompt)} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it.")
+            raise UserError(f"The prompt {shortened(prompt)} has {len(tokens) - 2} tokens, the limit is {length - 2}; shorten it.")
         ids[row, : len(tokens)] = tokens
         marks[row, places] = True
     return TokenizedPrompts(ids, marks)
@@ -261,10 +261,6 @@ def inject(
 ) -> Float[Array, "batch length width"]:
     """Puts e* in the placeholder's place, before position embeddings: words_j ← e* where placeholder_j."""
     return jnp.where(placeholder[..., None], concept_word[:, None, :].astype(words.dtype), words)
-
-
-def _short(text: str, most: int = 60) -> str:
-    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def _split(prompt: str, placeholder: str) -> list[str]:

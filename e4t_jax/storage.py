@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows has none: there, files are whole, but two writers of one folder may mix theirs
     fcntl = None  # type: ignore[assignment]
 
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 
 FORMAT = 2  # of concepts and domains; 1 had no checksum
 _SPARE = 2**20  # bytes left free beside what is written
@@ -171,18 +171,6 @@ def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> P
     return folder
 
 
-def move_file(source: Path, target: Path) -> None:
-    """Puts a finished file in its place, folders included.
-
-    Errors: `UserError` when it cannot.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-    except OSError as error:
-        raise UserError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from None
-
-
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
     """A folder on the same disk as `beside`, gone afterwards: what is made in it is moved to its place or lost.
@@ -207,9 +195,12 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 def move_files(made: Path, folder: Path) -> None:
     """All files of `made`, on the same disk, to their places in `folder`; where one cannot be, older ones stay as they were.
 
+    Those at the top come last: an index is not there before what it names.
+
     Errors: `UserError` when one cannot be moved.
     """
-    files = {folder / file.relative_to(made): str(file) for file in sorted(made.rglob("*")) if file.is_file()}
+    found = sorted((file for file in made.rglob("*") if file.is_file()), key=lambda file: (-len(file.parts), file))
+    files = {folder / file.relative_to(made): str(file) for file in found}
     path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -293,7 +284,7 @@ def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dic
         header = json.loads(described.get("__metadata__", {}).get("header", "{}"))
         tensors = load_bytes(content)
     except (SafetensorError, MemoryError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{path} is damaged or no safetensors file ({reason}); {mend}.") from None
     if not isinstance(header, dict) or header.get("kind") != kind:
         raise UserError(f"{path} is not {what}; give a file that this package wrote as one.")

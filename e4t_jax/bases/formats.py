@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from e4t_jax import storage
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 
 # File stems: of PyTorch's weights in safetensors, in .bin, and of Flax's weights.
 STEMS = {
@@ -133,7 +133,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; check the path.") from None
     except Exception as error:  # the unpickler raises whatever the damage makes it raise
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{path} is damaged or holds more than tensors ({reason}); copy it again.") from None
     tensors = {name: one for name, one in _unwrapped(content).items() if isinstance(one, torch.Tensor)}
     if not tensors:

@@ -13,7 +13,7 @@ from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from e4t_jax.bases.formats import STEMS
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 
 
 class Needs(NamedTuple):
@@ -63,7 +63,7 @@ def find_folder(name: str | Path, argument: str, needs: Needs = BASE) -> Path:
             # All that is read, not the rest alone: the repository may have moved on, and files of two of its states do not mix.
             return Path(snapshot_download(str(name), allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        reason = reason_of(error, 160)
         raise UserError(f"{name}: {state} could not be fetched ({reason}); {advice}.", argument) from None
     raise UserError(f"{name} is a repository without {' and '.join(lacking)}; give another.", argument)
 

@@ -16,6 +16,7 @@ from e4t_jax import registry
 from e4t_jax.bases.formats import read_json
 from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, Params
+from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
@@ -56,8 +57,6 @@ def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
 
     Errors: `UserError` for another name.
     """
-    from e4t_jax.bases.stable_diffusion.base import StableDiffusion
-
     configs = geometry(name, image_encoder)
     base = StableDiffusion(configs, tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
     return base, base.random_params(jax.random.key(0))

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from e4t_jax.bases.formats import read_json
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
@@ -70,7 +70,7 @@ def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedToke
         special = [getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")]
         tokenizer("a word").input_ids  # noqa: B018, what is damaged may show only in use
     except Exception as error:  # whatever the damage makes the library raise
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise UserError(f"{folder} holds no tokenizer that can be read ({reason}); copy it again.") from None
     if None in special or len(set(special[:2])) < 2:
         raise UserError(f"{folder} holds a tokenizer without {_START} and {_END} of its own; copy it again.")
@@ -116,5 +116,5 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # the part of it that is not Python raises no OSError when the disk is full
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
+        reason = getattr(error, "strerror", None) or reason_of(error)
         raise UserError(f"Cannot write {folder}: {reason}; choose another folder or free some space.") from None

@@ -16,7 +16,6 @@ from e4t_jax.creatures.base_stages import BaseSettings, train_base
 from e4t_jax.creatures.ladder import climb
 from e4t_jax.creatures.shipped import base_folder
 from e4t_jax.errors import UserError
-from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable
 
 
@@ -42,7 +41,6 @@ def main(config: Config) -> None:
         return
     if config.out is None:
         raise UserError("there is none; give a folder to write, or --check.", "out")
-    check_ranges(config.training)
     check_writable(config.out)
     check_writable(config.work, argument="work")
     base, params = load_folder(config.start) if config.start else new_base(jax.random.key(config.training.seed))

@@ -9,7 +9,7 @@ from pathlib import Path
 from e4t_jax.cli.shared import Command, progress
 from e4t_jax.creatures.judge_training import validate_judges
 from e4t_jax.creatures.judges import load_judges
-from e4t_jax.creatures.trial import held_out, judge_pictures, personalise, true_pictures
+from e4t_jax.creatures.trial import held_out, judge_pictures, personalise
 from e4t_jax.data.images import encode_png, picture_grid, side_by_side
 from e4t_jax.domain_files import load_domain
 from e4t_jax.sample import SampleSettings
@@ -49,7 +49,7 @@ def main(config: Config) -> None:
     after = domain.generate(tuned, trial.prompts, drawing, track=partial(progress, description=f"drawing, {name}"))
     class_alone = domain.generate_class(config.concepts, trial.prompts, drawing)
 
-    columns = [true_pictures(trial), class_alone, before, after]
+    columns = [trial.truth, class_alone, before, after]
     grids = []
     for index, prompt in enumerate(trial.prompts):
         rows = [[trial.pictures[row], *(column[row, index] for column in columns)] for row in range(config.concepts)]

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from e4t_jax.cli.shared import Command, Inline, progress
+from e4t_jax.cli.shared import Inline, NetworkCommand, progress
 from e4t_jax.creatures.judge_training import validate_judges
 from e4t_jax.creatures.judges import load_judges
-from e4t_jax.creatures.trial import Trial, held_out, judge_pictures, personalise, true_pictures
+from e4t_jax.creatures.trial import Trial, held_out, judge_pictures, personalise
 from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import load_domain
@@ -27,15 +27,13 @@ _SHOWN = 16  # rows of the report's grid
 
 
 @dataclass(frozen=True)
-class Config(Command):
+class Config(NetworkCommand):
     """Tune held-out identities from one picture each, draw them in other scenes, and let the judges decide."""
 
     out: Path = Path("outputs/evaluate")
     """Folder for metrics.json, report.md, grid.png and the concept files."""
     domain: str = "creatures"
     """Domain: "creatures", or a folder of train.pretrain on the creatures' base."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in; weights, norms and results stay float32."""
     concepts: int = 64
     """Number of held-out identities."""
     prompts: int = 4
@@ -68,9 +66,8 @@ def main(config: Config) -> None:
     metrics |= validate_judges(judges, seed)
     shown = ("domain", "concepts", "prompts", "given", "pictures", "guidance", "split")
     facts = {name: getattr(config, name) for name in shown} | dataclasses.asdict(config.tuning)
-    truth = true_pictures(trial)
     rows = [
-        [trial.pictures[row], *(picture for pair in zip(truth[row], images[row], strict=True) for picture in pair)]
+        [trial.pictures[row], *(picture for pair in zip(trial.truth[row], images[row], strict=True) for picture in pair)]
         for row in range(min(_SHOWN, config.concepts))
     ]
     titles = ["given", *(title for index in range(config.prompts) for title in (f"true {index + 1}", f"drawn {index + 1}"))]

@@ -18,7 +18,7 @@ from e4t_jax.concept import load_concept
 from e4t_jax.domain_files import load_domain
 from e4t_jax.interop.diffusers import check_token, constant_word, lora, merged_base
 from e4t_jax.prompts import PLACEHOLDER
-from e4t_jax.storage import check_writable, move_files, temporary_folder, write_file
+from e4t_jax.storage import check_writable, write_file
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ def main(config: Config) -> None:
     if config.format == "embedding":
         write_tensors(config.out / "learned_embeds.safetensors", {config.token: word}, dtype)
     else:
-        with temporary_folder(beside=config.out) as made:
-            bases.save_folder(made, *merged_base(domain, concept, word, config.token), dtype)
-            move_files(made, config.out)
+        bases.save_folder(config.out, *merged_base(domain, concept, word, config.token), dtype)
     print(f"Wrote {config.out}; the prompt word is {config.token}")
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from e4t_jax.cli.shared import Command, Inline, progress
+from e4t_jax.cli.shared import Inline, NetworkCommand, names_of, progress
 from e4t_jax.concept import load_concept
 from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain_files import load_domain
@@ -17,7 +17,7 @@ from e4t_jax.storage import check_writable, write_files
 
 
 @dataclass(frozen=True)
-class Config(Command):
+class Config(NetworkCommand):
     """Draw every concept in every prompt; writes CONCEPT_PROMPT.png files and grid.png (a row a concept)."""
 
     concepts: tuple[Path, ...]
@@ -28,17 +28,12 @@ class Config(Command):
     """Folder for the pictures."""
     domain: str = "creatures"
     """The domain that the concepts were tuned in."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in; weights, norms and results stay float32."""
     drawing: Annotated[SampleSettings, Inline] = SampleSettings()
 
 
 def main(config: Config) -> None:
-    names = [path.stem for path in config.concepts]
-    if not names:
-        raise UserError("there is none; give one or more files that tuning wrote.", "concepts")
-    if len(set(names)) < len(names):
-        raise UserError("two files have one name, and pictures are named after their concepts; rename one.", "concepts")
+    empty = "there is none; give one or more files that tuning wrote."
+    names_of(config.concepts, "concepts", empty=empty, named="pictures are named after their concepts")
     if not config.prompts:
         raise UserError("there is none; give one or more, with *s in it.", "prompts")
     check_writable(config.out)

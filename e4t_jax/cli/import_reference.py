@@ -22,9 +22,9 @@ from e4t_jax.domain import Domain
 from e4t_jax.domain_files import save_domain
 from e4t_jax.errors import UserError
 from e4t_jax.interop.mkshing import differs, read_encoder, read_image_encoder, read_offsets, read_settings, template_of
-from e4t_jax.objective import Trainable, make_method
+from e4t_jax.objective import Trainable, fold, make_method
 from e4t_jax.ranges import RANGES
-from e4t_jax.storage import check_writable, move_file, temporary_folder, write_file
+from e4t_jax.storage import check_writable, move_files, temporary_folder, write_file
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def main(config: Config) -> None:
         base, params = bases.load_base(config.base, str(folder))
         check_text_encoder(config, params)
         make_method(base, token)  # says what is wrong with the token before anything is written
-        for path in folder.iterdir():
-            move_file(path, config.out / "image_encoder" / path.name)
+        move_files(folder, config.out / "image_encoder")
     domain = Domain(
         config.base,
         token,
@@ -140,5 +139,5 @@ def tuned_concept(config: Config, domain: Domain, state: dict[str, np.ndarray], 
     unet = bases.fill_part(weights, "unet", domain.base.param_shapes()["unet"])
     picture, _ = read_image(config.image, domain.base.image_size)
     seen = domain.base.see(domain.params["image_encoder"], jnp.asarray(picture)[None], domain.clip_features)
-    folded = domain.method.encoder.apply({"params": domain.encoder}, seen, method="fold")[0]
+    folded = fold(domain.method, Trainable(), domain.frozen, seen)[0]
     return Concept(config.image.stem, "full", domain.fingerprint, Trainable(factors, unet=unet), folded)

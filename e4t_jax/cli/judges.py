@@ -11,7 +11,6 @@ from e4t_jax.cli.shared import Command, Inline, progress
 from e4t_jax.creatures.judge_stages import JudgeSettings, train_judge
 from e4t_jax.creatures.judge_training import validate_judges
 from e4t_jax.creatures.judges import JUDGES, load_judges
-from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable
 
 
@@ -27,7 +26,6 @@ class Config(Command):
 
 
 def main(config: Config) -> None:
-    check_ranges(config.training)
     check_writable(config.out)
     for name in JUDGES:
         if config.only in (None, name):

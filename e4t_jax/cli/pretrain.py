@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from e4t_jax.cli.shared import Command, Inline, say, steps_bar, stop_on_request, use_all_cores
+from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
 from e4t_jax.domain_files import save_domain
 from e4t_jax.errors import Stopped
 from e4t_jax.pretraining import DomainSettings, pretrain
@@ -15,7 +15,7 @@ from e4t_jax.training.pretrain import PretrainSettings
 
 
 @dataclass(frozen=True)
-class Config(Command):
+class Config(NetworkCommand):
     """Pretrain encoder and weight offsets on one domain of pictures."""
 
     out: Path
@@ -24,8 +24,6 @@ class Config(Command):
     """Base model: "creatures", a Hub id, a diffusers folder, random:sd15 or random:sd21."""
     image_encoder: str | None = None
     """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in; weights, norms and results stay float32."""
     remat: Literal["none", "blocks"] = "none"
     """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory)."""
     data: str = "creatures"

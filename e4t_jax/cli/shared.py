@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import tyro
 from tqdm import tqdm
@@ -39,6 +39,14 @@ class Command:
 
     cache: bool = True
     """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkCommand(Command):
+    """Options of the commands that run the networks."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in; weights, norms and results stay float32."""
 
 
 def keep_compiled_programs() -> None:
@@ -151,6 +159,19 @@ def stop_on_request() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def names_of(paths: Sequence[Path], argument: str, *, empty: str, named: str) -> list[str]:
+    """The names of files without their endings, which are to be those of other files.
+
+    Errors: `UserError` when there is none (`empty` says what to give), or two are the same (`named` says what is named so).
+    """
+    names = [path.stem for path in paths]
+    if not names:
+        raise UserError(empty, argument)
+    if len(set(names)) < len(names):
+        raise UserError(f"two files have one name, and {named}; rename one.", argument)
+    return names
 
 
 def progress(items: Iterable, description: str, **options: Any) -> tqdm:

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from e4t_jax.cli.shared import Command, Inline, progress, say
+from e4t_jax.cli.shared import Inline, NetworkCommand, names_of, progress, say
 from e4t_jax.concept import concept_bytes
 from e4t_jax.data.images import is_mask, mask_beside
 from e4t_jax.domain_files import load_domain
-from e4t_jax.errors import UserError
 from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
 
 
 @dataclass(frozen=True)
-class Config(Command):
+class Config(NetworkCommand):
     """Tune one concept for each picture; writes a .safetensors file a concept and tune.json."""
 
     images: tuple[Path, ...]
@@ -29,8 +28,6 @@ class Config(Command):
     """Folder for the concept files."""
     domain: str = "creatures"
     """Domain: "creatures", or a folder that train.pretrain wrote."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in; weights, norms and results stay float32."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     tuning: Annotated[TuneSettings, Inline] = TuneSettings()
@@ -38,11 +35,7 @@ class Config(Command):
 
 def main(config: Config) -> None:
     images = pictures_of(config.images)
-    names = [path.stem for path in images]
-    if not names:
-        raise UserError("there is no picture; give one or more.", "images")
-    if len(set(names)) < len(names):
-        raise UserError("two files have one name, and concepts are named after their files; rename one.", "images")
+    names_of(images, "images", empty="there is no picture; give one or more.", named="concepts are named after their files")
     check_writable(config.out)
     domain = load_domain(config.domain, dtype=config.dtype)
     began = time.perf_counter()

@@ -6,9 +6,11 @@ It goes the user's way: picture files without mask or caption, `Domain.tune` wit
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +33,8 @@ from e4t_jax.training.tune import TuneSettings
 GALLERY = 64  # identities among which a generated picture must find its own
 
 
-class Trial(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trial:
     """What is asked: the pictures given, and the contexts and styles to draw in."""
 
     seed: int
@@ -54,6 +57,16 @@ class Trial(NamedTuple):
         pairs = zip(self.styles, self.contexts, strict=True)
         return [sentence(int(style), PLACEHOLDER, int(context), [], named=True) for style, context in pairs]
 
+    @cached_property
+    def truth(self) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
+        """What a perfect artist would draw for every prompt (in a pose of its own)."""
+        count, prompts = len(self.pictures), len(self.contexts)
+        rows = np.repeat(np.arange(count), prompts)
+        contexts, styles = np.tile(self.contexts, count), np.tile(self.styles, count)
+        scenes = sample_scenes(self.seed + 2_000_003, len(rows), split=self.split, context=contexts, style=styles)
+        pictures = render(take(self.identities, rows), scenes)[0]
+        return pictures.reshape(count, prompts, *pictures.shape[1:])
+
 
 def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test", any_style: bool = False) -> Trial:
     """`count` identities of a seed, a picture of each (a photo, or in any style), prompts in contexts that none of them shows."""
@@ -68,16 +81,6 @@ def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test", an
     pictures, masks = render(identities, scenes)
     captions = [sentence(int(style), PLACEHOLDER, int(place), [], named=True) for style, place in zip(shown, given, strict=True)]
     return Trial(seed, split, identities, pictures, masks, captions, asked, styles)
-
-
-def true_pictures(trial: Trial) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
-    """What a perfect artist would draw for every prompt (in a pose of its own)."""
-    count, prompts = len(trial.pictures), len(trial.contexts)
-    rows = np.repeat(np.arange(count), prompts)
-    contexts, styles = np.tile(trial.contexts, count), np.tile(trial.styles, count)
-    scenes = sample_scenes(trial.seed + 2_000_003, len(rows), split=trial.split, context=contexts, style=styles)
-    pictures = render(take(trial.identities, rows), scenes)[0]
-    return pictures.reshape(count, prompts, *pictures.shape[1:])
 
 
 def write_pictures(trial: Trial, folder: Path, given: str) -> list[Path]:
@@ -149,6 +152,5 @@ def judge_pictures(
 
 def sharpness(trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> dict[str, float]:
     """Edge energy (mean squared difference of neighbouring pixels) of generated over true pictures, by style."""
-    truth = true_pictures(trial)
     columns = {style: trial.styles == index for index, style in enumerate(STYLES) if index in trial.styles}
-    return {style: edge_energy(images[:, own]) / edge_energy(truth[:, own]) for style, own in columns.items()}
+    return {style: edge_energy(images[:, own]) / edge_energy(trial.truth[:, own]) for style, own in columns.items()}

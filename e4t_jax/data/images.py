@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 
 _FEWEST_PIXELS = 8
 _MOST_PIXELS = 170_000_000  # Pillow itself refuses a little more
@@ -100,7 +100,7 @@ def _open(source: PictureLike, name: str) -> Image.Image:
     except PermissionError:
         raise UserError(f"{name} may not be read; change its permissions.") from None
     except Exception as error:  # Pillow's many readers raise whatever the damage makes them raise
-        reason = str(error).splitlines()[0][:_LONGEST_REASON] if str(error) else type(error).__name__
+        reason = reason_of(error, _LONGEST_REASON)
         raise UserError(f"{name} is damaged or cannot be read ({reason}); copy or export it again.") from None
     return _check_size(picture, name)
 

@@ -30,8 +30,7 @@ class FolderSource:
     def __init__(self, folder: Path, size: int):
         if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
-        found = (path for path in Path(folder).rglob("*") if path.suffix.lower() in _PICTURES)
-        self.paths = sorted(path for path in found if not is_mask(path) and path.is_file())
+        self.paths = [path for path in _picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
         if not self.paths:
             raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
@@ -83,9 +82,13 @@ def folder_digest(spec: str) -> str | None:
     kind, _, name = spec.partition(":")
     if kind != "folder":
         return None
-    files = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in _PICTURES)
-    listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in files)
+    listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in _picture_files(Path(name)))
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _picture_files(folder: Path) -> list[Path]:
+    """What is named as pictures are, masks among them, in the order of the paths."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
 
 
 def _open_tfds(name: str, data_dir: str | Path):

@@ -6,6 +6,7 @@ A metric is a function from `Drawn` to named figures; adding one to `METRICS` is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from e4t_jax.arrays import Array
+from e4t_jax.bases import Base, Params
 from e4t_jax.domain import Domain
 
 _CHUNK = 64
@@ -56,9 +59,14 @@ def edge_energy(images: UInt8[np.ndarray, "*batch h w 3"]) -> float:
 
 
 def _embed(domain: Domain, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n shared"]:
-    embed = jax.jit(domain.base.embed_image)
     part, floats = domain.params["image_encoder"], images.astype(np.float32) / 127.5 - 1
-    return _unit(np.concatenate([np.asarray(embed(part, floats[row : row + _CHUNK])) for row in range(0, len(floats), _CHUNK)]))
+    chunks = (floats[row : row + _CHUNK] for row in range(0, len(floats), _CHUNK))
+    return _unit(np.concatenate([np.asarray(_embed_chunk(domain.base, part, chunk)) for chunk in chunks]))
+
+
+@partial(jax.jit, static_argnames="base")
+def _embed_chunk(base: Base, image_encoder: Params, images: Float[Array, "n h w 3"]) -> Float[Array, "n shared"]:
+    return base.embed_image(image_encoder, images)
 
 
 def _unit(vectors: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n width"]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
 
 _FACTS = "facts.json"
@@ -109,7 +109,7 @@ class Checkpoints:
                     try:
                         return self._manager.restore(step, args=ocp.args.StandardRestore(like))
                     except Exception as error:  # Orbax and its stores raise whatever the damage makes them raise
-                        fault = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+                        fault = reason_of(error)
                         damaged += 1
             self._passed_over.add(step)
             self.say(f"The checkpoint of step {step} in {self.folder} is passed over: {fault}.")
@@ -186,7 +186,7 @@ def _one_line(what: str, mend: str):
         try:
             yield
         except Exception as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            reason = reason_of(error, 160)
             raise UserError(f"{what} ({reason}); {mend}.", "work") from None
 
 

@@ -19,7 +19,6 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.errors import UserError
 from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss
 from e4t_jax.offsets import init_factors
 from e4t_jax.ranges import check_ranges
@@ -27,7 +26,6 @@ from e4t_jax.scopes import find_scope
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state, update
 
-MASKS = ("auto", "none", "file")
 Prompts = tuple[Int[Array, "*concepts prompts length"], Bool[Array, "*concepts prompts length"]]
 
 
@@ -60,8 +58,6 @@ class TuneSettings:
         """
         check_ranges(self)
         scope = find_scope(self.scope)
-        if self.mask not in MASKS:
-            raise UserError(f"{self.mask!r} is unknown; choose one of {', '.join(MASKS)}.", "mask")
         return Recipe(
             self.scope,
             self.steps,

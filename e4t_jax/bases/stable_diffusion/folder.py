@@ -30,7 +30,7 @@ from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
 from e4t_jax.diffusion import noise_schedule
 from e4t_jax.errors import UserError
-from e4t_jax.storage import file_digest, move_file, temporary_folder, write_file
+from e4t_jax.storage import file_digest, move_files, temporary_folder, write_file
 
 INDEX = "model_index.json"
 CHECKSUMS = "_checksums"  # diffusers passes over what begins so
@@ -58,10 +58,8 @@ def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any 
             _write_folder(unfinished, base, params, dtype)
         except UserError as error:
             raise UserError(error.message.replace(str(unfinished), str(folder)), error.argument) from None
-        written = sorted(path.relative_to(unfinished) for path in unfinished.rglob("*") if path.is_file())
-        # The index comes last: until it is there, the checksums of an older one tell that files were mixed.
-        for path in sorted(written, key=lambda path: path.name == INDEX):
-            move_file(unfinished / path, folder / path)
+        # The index, at the top, comes last: until it is there, the checksums of an older one tell that files were mixed.
+        move_files(unfinished, folder)
 
 
 def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any) -> None:
