@@ -291,6 +291,12 @@ def without_checksums(folder):
     return folder
 
 
+def test_the_same_words_make_the_same_tokenizer():
+    """Ties between equally frequent pairs are broken the same way every time."""
+    first, *others = (tokenizer_of_words(known_words(), 77).get_vocab() for _ in range(5))
+    assert all(other == first for other in others)
+
+
 def test_a_tokenizer_without_a_length_has_the_text_encoders(folder):
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=...)
     assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 32
