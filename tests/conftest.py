@@ -1,7 +1,9 @@
 """Settings of all tests: two host devices, signatures checked, compiled programs kept on disk, not in memory."""
 
+import ctypes
 import gc
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +28,20 @@ def forget_compiled_programs():
     yield
     jax.clear_caches()
     gc.collect()
+    return_freed_memory()
+
+
+@pytest.fixture(autouse=True)
+def keep_what_is_compiling_small():
+    """The compiler's scratch memory, too, piles up over the tests of a module."""
+    yield
+    return_freed_memory()
+
+
+def return_freed_memory():
+    """glibc keeps what was freed in many threads for itself until it is asked."""
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
