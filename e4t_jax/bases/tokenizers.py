@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from e4t_jax.bases.formats import read_json
@@ -22,14 +24,7 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
     `length` is the longest prompt in tokens. With a `size`, words that nothing is spelled with fill the vocabulary up to it: a
     stand-in for CLIP's own.
     """
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.Whitespace()
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=20_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
-    )
-    model.train_from_iterator(words, trainer)
-    merges = [tuple(merge) for merge in json.loads(model.to_str())["model"]["merges"]]
+    letters, merges = sorted(pre_tokenizers.ByteLevel.alphabet()), _learn_merges(words)
     tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
     tokens = list(dict.fromkeys(tokens))
     tokens += [f"<|unused{index}|>" for index in range(len(tokens), (size or 0) - 2)]
@@ -45,6 +40,32 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
         }.items():
             Path(folder, name).write_text(content, encoding="utf-8")
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _learn_merges(words: Iterable[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first and of equals the first by alphabet, until every word is one token.
+
+    The same in every process: the trainer of `tokenizers` breaks ties as its hash tables happen to be ordered.
+    """
+    split = pre_tokenizers.Whitespace()
+    pieces = sorted({piece for word in words for piece, _ in split.pre_tokenize_str(word)})
+    spelled, merges = [(*piece[:-1], piece[-1] + "</w>") for piece in pieces], []
+    while spelled := [parts for parts in spelled if len(parts) > 1]:
+        counts = Counter(pair for parts in spelled for pair in pairwise(parts))
+        merges.append(min(counts, key=lambda pair: (-counts[pair], pair)))
+        spelled = [_join(parts, merges[-1]) for parts in spelled]
+    return merges
+
+
+def _join(parts: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    """The parts with every occurrence of a pair made one."""
+    joined: list[str] = []
+    at = 0
+    while at < len(parts):
+        found = parts[at : at + 2] == pair
+        joined.append("".join(parts[at : at + 1 + found]))
+        at += 1 + found
+    return tuple(joined)
 
 
 def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedTokenizerBase:

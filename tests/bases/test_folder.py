@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.bases.tokenizers import tokenizer_of_words
+from e4t_jax.creatures.tokenizer import build_tokenizer
 from e4t_jax.errors import UserError
 from e4t_jax.prompts import known_words, tokenize
 from e4t_jax.testing import tiny_base
@@ -175,6 +176,13 @@ def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path
     environment = {**__import__("os").environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(snapshot)
+
+
+def test_a_tokenizer_of_words_is_the_same_in_every_process():
+    """Whatever the hash tables' order is there: the processes of one run must read one prompt alike."""
+    code = "from e4t_jax.creatures.tokenizer import build_tokenizer as t; print(sorted(t().get_vocab().items()))"
+    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert said[0] == said[1] == f"{sorted(build_tokenizer().get_vocab().items())}\n"
 
 
 @pytest.mark.parametrize(("name", "millions"), [("sd15", (859.5, 83.7, 123.1)), ("sd21", (865.9, 83.7, 340.4))])
