@@ -32,7 +32,8 @@ def topology_devices(name: str) -> list[Any]:
     """
     from jax.experimental import topologies
 
-    # It would ask a machine on Google Cloud what it is.
+    # It would ask a machine on Google Cloud what it is, and keep others from compiling meanwhile: no TPU is taken here.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -69,7 +70,8 @@ def compile_for(
     given = jax.eval_shape(lambda params: given_of(params, policy.get("dtype", "float32")), params)
     step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    lowered = step.lower(where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch), where.shapes(key))
+    key = key if settings.parallel == "pmap" else where.shapes(key)
+    lowered = step.lower(where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch), key)
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -87,7 +89,7 @@ def _rows(method: Method, where: Layout, per_device_batch: int) -> dict[str, Any
         "ids": ((count, length), np.int32),
         "placeholder": ((count, length), np.bool_),
     }
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=where.batch_sharding()) for name, (shape, dtype) in shapes.items()}
+    return where.row_shapes({name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()})
 
 
 def figures(compiled: jax.stages.Compiled, devices: int, per_device_batch: int) -> dict[str, float]:
@@ -111,9 +113,14 @@ def collective_bytes(program: str, kind: str) -> int:
     total = 0
     for line in program.splitlines():
         result, found, _ = line.partition(f" {kind}(")
-        if not found:
-            result, found, _ = line.partition(f" {kind}-start(")
-        if found:
-            shapes = _SHAPE.findall(result.partition(" = ")[2])
-            total += sum(_BYTES.get(dtype, 4) * int(np.prod([int(n) for n in sides.split(",") if n])) for dtype, sides in shapes)
+        started, found_start, _ = line.partition(f" {kind}-start(")
+        if not found and not found_start:
+            continue
+        shapes = _SHAPE.findall((result if found else started).partition(" = ")[2])
+        # The first part of a gathering in two holds what goes in, too, and before what comes out.
+        if found_start and kind == "all-gather":
+            shapes = shapes[len(shapes) // 2 :]
+        total += sum(
+            _BYTES.get(dtype, 4) * int(np.prod([int(side) for side in sides.split(",") if side])) for dtype, sides in shapes
+        )
     return total

@@ -95,9 +95,21 @@ class Layout:
         """The shapes of weights or moments, with where they would lie: to compile for, or to restore as."""
 
         def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            if self.parallel == "pmap":
+                return jax.ShapeDtypeStruct((self.mesh.size, *np.shape(leaf)), leaf.dtype)
             return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=self.sharding(leaf))
 
         return jax.tree.map(shape, tree)
+
+    def row_shapes(self, rows: Any) -> Any:
+        """The shapes of a batch over all devices, with where it would lie: to compile for."""
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            if self.parallel == "pmap":
+                return jax.ShapeDtypeStruct((self.mesh.size, len(leaf) // self.mesh.size, *leaf.shape[1:]), leaf.dtype)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.batch_sharding())
+
+        return jax.tree.map(shape, rows)
 
     def unplace(self, tree: Any) -> Any:
         """A whole tree on the host of every process."""

@@ -9,16 +9,17 @@ import contextlib
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from e4t_jax.data.batches import training_batches
-from e4t_jax.errors import Stopped
+from e4t_jax.errors import Stopped, UserError
 from e4t_jax.prompts import templates, tokenize
 from e4t_jax.testing import tiny_domain
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.distributed import Processes, is_first, joined
+from e4t_jax.training.distributed import Processes, end, is_first, joined, stop_of_all
 from e4t_jax.training.pretrain import PretrainSettings, pretrain_trainable
 
 
@@ -65,6 +66,12 @@ def main():
 
         losses, learned = {}, None
         steps = itertools.count(1)
+
+        def note(step, figures):
+            losses[step] = figures["loss"]
+            if is_first():
+                Path(f"{out}.begun").touch()
+
         with Checkpoints(folder, {}, resume=True, say=lambda line: None) as checkpoints, contextlib.suppress(Stopped):
             learned = pretrain_trainable(
                 domain.method,
@@ -73,8 +80,8 @@ def main():
                 batches,
                 settings,
                 checkpoints=checkpoints,
-                record=lambda step, figures: losses.update({step: figures["loss"]}),
-                stop=lambda: next(steps) == until,
+                record=note,
+                stop=stop_of_all() if jax.process_count() > 1 and until is None else lambda: next(steps) == until,
             )
         if is_first() and learned is not None:
             weights = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(learned)}
@@ -82,4 +89,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        end(f"Error: {error}")

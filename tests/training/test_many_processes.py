@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -82,6 +83,49 @@ def test_a_run_goes_on_over_fewer(alone, tmp_path, before, after):
     learned = finish(tmp_path / "out.npz", tmp_path / "checkpoints", *after)
     assert list(learned["steps"]) == [7, 8, 9, 10]
     assert distance(alone, learned) <= 1e-4
+
+
+def is_saving(folder):
+    """Whether a checkpoint is on its way: its folder has a name of its own until it is whole, or lacks its digests."""
+    return any("tmp" in path.name or (path.name.isdecimal() and not (path / "digests.json").exists()) for path in folder.glob("*"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_a_run_of_two_processes_ends_bit_identical(tmp_path):
+    """Both killed, every second time in the middle of a save; then the same again, on the same devices."""
+    run = (2, 2, {"checkpoint_every": 2})
+    began = time.monotonic()
+    whole = finish(tmp_path / "whole.npz", tmp_path / "whole", *run)
+    seconds, generator, saving = time.monotonic() - began, random.Random(3), 0
+    for trial in range(10 if os.environ.get("E4T_FUZZ") else 2):
+        out, folder = tmp_path / f"{trial}.npz", tmp_path / str(trial)
+        processes, deadline = start(out, folder, *run), time.monotonic() + generator.uniform(0.5, 1) * seconds
+        while processes[0].poll() is None and time.monotonic() < deadline and not (trial % 2 and is_saving(folder)):
+            time.sleep(0.001)
+        saving += is_saving(folder)
+        for process in processes:
+            process.kill()
+            process.communicate()
+        out.unlink(missing_ok=True)
+        ended = finish(out, folder, *run)
+        for name in whole.keys() - {"losses", "steps"}:
+            np.testing.assert_array_equal(whole[name], ended[name], err_msg=f"{trial}: {name}")
+    assert saving
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_on_all(tmp_path):
+    """Process 1 is told to end; both do, with status 0, at one step, and the run goes on from it."""
+    folder, settings = tmp_path / "checkpoints", {"steps": 10_000, "checkpoint_every": 10_000}
+    processes = start(tmp_path / "out.npz", folder, 2, 1, settings)
+    while not (tmp_path / "out.npz.begun").exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, said
+    assert [path.name for path in folder.iterdir() if path.name.isdecimal() and (path / "digests.json").exists()]
 
 
 @pytest.mark.slow
