@@ -76,6 +76,13 @@ class Frozen(NamedTuple):
     encoder: Any = None
 
 
+class Draws(NamedTuple):
+    """What is random in the loss of a batch."""
+
+    t: Int[Array, "batch"]
+    noise: Float[Array, "batch height width channels"]  # ε
+
+
 class ConceptBatch(NamedTuple):
     """A batch of pictures as the loss sees them."""
 
@@ -144,17 +151,21 @@ def e4t_loss(
     *,
     regularisation: float | Float[Array, ""],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms).
+    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
+    draws = draw(method, len(batch.latents), key)
+    return e4t_loss_at(method, trainable, frozen, batch, draws.t, draws.noise, regularisation=regularisation)
 
-    Every timestep is uniform, but the batch has one from each of `batch` equal slices of the schedule, in random order:
+
+def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
+    """Timesteps and noise for a batch of `count` pictures.
+
+    Every timestep is uniform, but the batch has one from each of `count` equal slices of the schedule, in random order:
     the same mean, a quieter gradient.
     """
     time_key, order_key, noise_key = jax.random.split(key, 3)
-    count = batch.latents.shape[0]
     slices = jax.random.permutation(order_key, count) + jax.random.uniform(time_key, (count,))
     t = jnp.floor(slices / count * method.schedule.num_train_timesteps).astype(jnp.int32)
-    noise = jax.random.normal(noise_key, batch.latents.shape, batch.latents.dtype)
-    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation)
+    return Draws(t, jax.random.normal(noise_key, (count, *method.base.latent_shape)))
 
 
 def e4t_loss_at(
@@ -166,8 +177,12 @@ def e4t_loss_at(
     noise: Float[Array, "batch height width channels"],
     *,
     regularisation: float | Float[Array, ""],
+    mean_mask: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The E4T loss at given timesteps and noise; λ = `regularisation`."""
+    """The E4T loss at given timesteps and noise; λ = `regularisation`.
+
+    For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
+    """
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     empty = empty_states(method, frozen, len(batch.latents))
@@ -178,7 +193,9 @@ def e4t_loss_at(
     output = method.base.denoise(unet, z_t, t, text)[0]
     error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
     mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
-    denoising = jnp.sum(error * mask[..., None]) / (jnp.sum(mask) * error.shape[-1] + 1e-6)
+    # Of a mask that covers nothing the loss is 0, not NaN.
+    covered = (jnp.mean(mask) if mean_mask is None else mean_mask) + 1e-6 / error.size
+    denoising = jnp.mean(error * mask[..., None]) / covered
     size = jnp.mean(jnp.sum(offset**2, axis=-1))
     loss = denoising + regularisation * size
-    return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.sqrt(size)}
+    return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.mean(jnp.linalg.norm(offset, axis=-1))}

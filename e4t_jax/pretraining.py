@@ -22,11 +22,13 @@ from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.parallel import check_divides
+from e4t_jax.training.distributed import is_first
+from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
+from e4t_jax.training.watching import Watch
 
 # What may change from a run to the run that goes on with it.
-_MAY_CHANGE = ("steps", "batch_size", "parallel", "checkpoint_every", "devices")
+_MAY_CHANGE = ("steps", "batch_size", "parallel", "fsdp", "accumulate", "checkpoint_every", "watch_every", "devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +62,11 @@ def pretrain(
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
 
-    `work` takes prepared data and checkpoints, of one run only; with `resume` the run there goes on. `policy` is that of
-    `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `stop` is asked after every step whether to save
-    and end there.
+    Every process of a run (`training.distributed`) makes the same call and reads its own share of the pictures.
+
+    `work` takes prepared data and checkpoints, of one run only, and is the same folder for all processes; with `resume` the run
+    there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `stop` is
+    asked after every step whether to save and end there.
 
     Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
     finite; `Stopped` when `stop` said so.
@@ -70,8 +74,9 @@ def pretrain(
     domain, settings = domain or DomainSettings(), settings or PretrainSettings()
     check_ranges(settings)
     check_ranges(domain)
-    check_divides(settings.batch_size)
-    check_writable(Path(work), argument="work")
+    layout(settings.parallel, settings.fsdp).check_divides(settings.batch_size, settings.accumulate)
+    if is_first():
+        check_writable(Path(work), argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
     model, params = load_base(base, image_encoder, **(policy or {}))
@@ -79,6 +84,7 @@ def pretrain(
     pictures = open_pictures(data, model.image_size, Path(work) / "data")
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
+    rows = partial(rows, share=(jax.process_index(), jax.process_count()))
     next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
@@ -86,7 +92,9 @@ def pretrain(
     folder = Path(work) / "checkpoints"
     # Weights and two moments, of two checkpoints that are kept and one that is being written.
     shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
-    check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
+    if is_first():
+        check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
+    watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
     with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         trainable = pretrain_trainable(
             method,
@@ -94,9 +102,11 @@ def pretrain(
             params,
             lambda first: rows(first=first),
             settings,
+            dtype=(policy or {}).get("dtype", "float32"),
             checkpoints=checkpoints,
             tx=tx,
             track=track,
+            record=watch.record if watch is not None else lambda step, figures: None,
             stop=stop,
         )
     assert trainable.factors is not None

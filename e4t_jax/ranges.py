@@ -43,6 +43,7 @@ _COUNT, _COUNT_OR_NONE = _whole(1, _MANY), _whole(0, _MANY)
 RANGES: dict[str, Range] = {
     "seed": _whole(0, _LARGEST_SEED),
     "batch_size": _whole(1, 1_000_000),
+    "per_device_batch": _whole(1, 10_000),
     "learning_rate": Range(0, 1e6),
     "word_rate": Range(0, 1e6),
     "regularisation": Range(0, 1e6),
@@ -54,6 +55,9 @@ RANGES: dict[str, Range] = {
     "concepts": _whole(1, 1_000_000),
     "prompts": _whole(1, 1000),
     "checkpoint_every": _COUNT,
+    "watch_every": _COUNT,
+    "fsdp": _COUNT,
+    "accumulate": _COUNT,
     "pictures": _COUNT,
     "identities": _COUNT,
     "scenes": _COUNT,

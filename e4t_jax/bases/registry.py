@@ -24,6 +24,7 @@ from e4t_jax.prompts import known_words
 
 # `_class_name` of model_index.json -> what reads such a folder: (folder, what finds the image encoder) -> (base, weights).
 ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
+_RANDOM_IMAGE_ENCODER = "random:vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -42,7 +43,7 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
 
 def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
     if name.startswith("random:"):
-        return random_base(name.removeprefix("random:"), (image_encoder or "random:vit-h14").removeprefix("random:"))
+        return random_base(name.removeprefix("random:"), (image_encoder or _RANDOM_IMAGE_ENCODER).removeprefix("random:"))
     shipped = registry.find("base", name)
     folder = shipped() if shipped else find_folder(name, "base")
     own = (folder / "image_encoder" / "config.json").exists()
@@ -57,9 +58,21 @@ def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
 
     Errors: `UserError` for another name.
     """
-    configs = geometry(name, image_encoder)
-    base = StableDiffusion(configs, tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
+    base = _geometry(name, image_encoder)
     return base, base.random_params(jax.random.key(0))
+
+
+def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+    """`load_base` with shapes in place of weights: of a random base none is drawn."""
+    if not name.startswith("random:"):
+        base, params = load_base(name, image_encoder, **policy)
+        return base, jax.eval_shape(lambda: params)
+    base = _geometry(name.removeprefix("random:"), (image_encoder or _RANDOM_IMAGE_ENCODER).removeprefix("random:"))
+    return base.with_policy(**policy), base.param_shapes()
+
+
+def _geometry(name: str, image_encoder: str) -> StableDiffusion:
+    return StableDiffusion(geometry(name, image_encoder), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
 def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:

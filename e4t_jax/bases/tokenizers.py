@@ -26,7 +26,7 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [letter + "</w>" for letter in letters]
-    # Named beforehand, pieces have fixed numbers; else they get them in the order of a hash table, and ties go another way each time.
+    # Named beforehand, they have fixed numbers; else they are numbered as a hash table goes, and ties fall another way each time.
     trainer = trainers.BpeTrainer(
         vocab_size=20_000,
         min_frequency=1,

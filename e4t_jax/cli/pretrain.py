@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+
+import jax
 
 from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
 from e4t_jax.domain_files import save_domain
 from e4t_jax.errors import Stopped
 from e4t_jax.pretraining import DomainSettings, pretrain
 from e4t_jax.storage import check_writable
+from e4t_jax.training.distributed import Processes, is_first, joined, stop_of_all
 from e4t_jax.training.pretrain import PretrainSettings
 
 
@@ -26,6 +30,8 @@ class Config(NetworkCommand):
     """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
     remat: Literal["none", "blocks"] = "none"
     """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory)."""
+    attention: Literal["auto", "xla"] = "auto"
+    """The platform's own attention kernel where it has one, or the plain form everywhere."""
     data: str = "creatures"
     """Pictures: creatures, tfds:NAME or folder:DIR."""
     work: Path | None = None
@@ -34,13 +40,20 @@ class Config(NetworkCommand):
     """Go on from the latest checkpoint in --work, or start where there is none yet."""
     domain: Annotated[DomainSettings, Inline] = DomainSettings()
     training: Annotated[PretrainSettings, Inline] = PretrainSettings()
+    processes: Annotated[Processes, Inline] = Processes()
 
 
 def main(config: Config) -> None:
-    use_all_cores()
-    check_writable(config.out)
+    with joined(config.processes):
+        use_all_cores()
+        _pretrain(config, is_first())
+
+
+def _pretrain(config: Config, first: bool) -> None:
     work = config.work or Path("outputs/pretrain") / config.out.resolve().name
-    with stop_on_request() as stop:
+    if first:
+        check_writable(config.out)
+    with stop_on_request() if jax.process_count() == 1 else contextlib.nullcontext(stop_of_all()) as stop:
         try:
             domain = pretrain(
                 config.base,
@@ -50,13 +63,15 @@ def main(config: Config) -> None:
                 work=work,
                 resume=config.resume,
                 image_encoder=config.image_encoder,
-                policy={"dtype": config.dtype, "remat": config.remat},
-                track=steps_bar("pretraining"),
-                say=say,
+                policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
+                track=steps_bar("pretraining") if first else iter,
+                say=say if first else lambda line: None,
                 stop=stop,
             )
         except Stopped as stopped:
-            say(f"Stopped as asked, after saving step {stopped.step} in {work}; the same command with --resume goes on.")
+            if first:
+                say(f"Stopped as asked, after saving step {stopped.step} in {work}; the same command with --resume goes on.")
             return
-    save_domain(config.out, domain)
-    print(f"Wrote {config.out}")
+    if first:
+        save_domain(config.out, domain)
+        print(f"Wrote {config.out}")

@@ -65,6 +65,8 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
     """Reads the command line into `main`'s one dataclass argument and calls it; a mistake ends with one line and status 1."""
     import jax
 
+    from e4t_jax.training.distributed import end
+
     config_type = get_type_hints(main, include_extras=True)["config"]
     config = parse(config_type, arguments, program)
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # a line, without the place in the source
@@ -74,17 +76,17 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         check_ranges(config)
         main(config)
     except UserError as error:
-        sys.exit(f"Error: {in_flags(error, config_type)}")
+        end(f"Error: {in_flags(error, config_type)}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sys.exit(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
+        end(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
     except OSError as error:
         # Whatever no file's own reader or writer foresaw.
         where = f"{str(error.filename)[:200]}: " if error.filename else ""
-        sys.exit(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
+        end(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
-        sys.exit("Stopped.")
+        end("Stopped.")
 
 
 def parse(config_type: type, arguments: Sequence[str] | None, program: str | None) -> Any:
@@ -196,5 +198,5 @@ def use_all_cores() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     waits = [f"--{name}={seconds}" for name, seconds in _PATIENCE.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *waits]).strip()
-    if "xla_force_host_platform_device_count" not in flags:
+    if "xla_force_host_platform_device_count" not in flags and "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)

@@ -28,7 +28,7 @@ from e4t_jax.storage import fingerprint
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
-from e4t_jax.training.parallel import place, spread, unplace
+from e4t_jax.training.parallel import layout
 
 _CAPTION_SETS = 4  # of the same pictures, in turn: a picture is not always described in the same words
 _VAE_BATCH = 16
@@ -128,22 +128,22 @@ def _fit(
     tx = optimizers.base_model(_RATES[name], steps)
     facts = {**dataclasses.asdict(settings), "steps": steps, "start": fingerprint(params)}
     with Checkpoints(work / name, facts, resume=True, may_change=_others(name), say=say) as checkpoints:
-        state = init_state(start, tx, average=True)
+        where, state = layout(), init_state(start, tx, average=True)
         restored = checkpoints.restore(state)
         # By way of the host: the step donates its state, and the caller's own arrays must survive that.
-        state = place(jax.device_get(state if restored is None else restored), "jit", split=False)
-        step = spread(step_of(loss, tx), "jit", (False, False, True, None), donate=0)
+        state = where.place(jax.device_get(state if restored is None else restored))
+        step = where.compile(step_of(loss, tx), (False, False, True, None))
         run = Run(name, steps, checkpoints, track=lambda steps: track(steps, name, total=steps.stop, initial=steps.start))
         key = jax.random.fold_in(jax.random.key(settings.seed), zlib.crc32(name.encode()) % 2**31)
         state = train(
             run,
-            lambda state, frozen, batch, key: step(state, frozen, place(batch, "jit", split=True), key),
+            lambda state, frozen, batch, key: step(state, frozen, where.place_rows(batch), key),
             state,
-            place(frozen, "jit", split=False),
+            where.place(frozen),
             batches,
             key,
         )
-        return unplace(state, "jit").average
+        return where.unplace(state).average
 
 
 def _others(name: str) -> list[str]:

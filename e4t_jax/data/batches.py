@@ -26,13 +26,20 @@ def training_batches(
     *,
     first: int = 0,
     last: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Shuffled batches `first` … `last - 1`; the prompt is the row's caption or a draw from `prompts`.
 
-    Errors: `UserError` when there are fewer pictures than a batch holds.
+    Of every batch, `share` = (i, n) reads the i-th of n parts and no other: the n parts, one after the other, are the batch,
+    whatever n is.
+
+    Errors: `UserError` when there are fewer pictures than a batch holds, and when n does not divide a batch.
     """
     if len(pictures) < batch_size:
         raise UserError(f"{batch_size} is more than the {len(pictures)} pictures of the data; lower it.", "batch_size")
+    which, shares = share
+    if batch_size % shares:
+        raise UserError(f"{batch_size} does not divide by {shares} processes; choose a multiple of {shares}.", "batch_size")
     tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def add_prompt(row: dict[str, Any], generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -44,6 +51,7 @@ def training_batches(
 
     # As often as it takes, not for ever: the length of what never ends overflows where a batch is one picture.
     epochs = -(-last * batch_size // len(pictures))
-    rows = pictures.seed(seed).shuffle().repeat(epochs).random_map(add_prompt).batch(batch_size)
-    ahead = rows[first:last].to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    rows = pictures.seed(seed).shuffle().repeat(epochs).random_map(add_prompt).batch(batch_size // shares)
+    own = rows[first * shares + which : last * shares : shares]
+    ahead = own.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     return iter(ahead)

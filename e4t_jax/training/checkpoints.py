@@ -1,5 +1,7 @@
 """Checkpoints of a run: the state, the run's facts and a checksum of every file; nothing is deleted before it is replaced.
 
+They are written while the run goes on, every process its own part. A checkpoint counts from when its checksums are there.
+
 A run goes on only from a checkpoint of its own: facts that the weights depend on (base, data, seed, rates) are stored beside
 the state and compared; of those that `may_change` (steps, batch, devices), a change is said. A checkpoint that is incomplete or
 was changed is passed over for the one before it.
@@ -12,7 +14,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from e4t_jax.errors import UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
+from e4t_jax.training.distributed import agreed, is_first
 
 _FACTS = "facts.json"
 _DIGESTS = "digests.json"
@@ -46,22 +49,26 @@ class Checkpoints:
         may_change: Collection[str] = (),
         say: Callable[[str], None] = warnings.warn,
     ):
-        self.folder = check_writable(Path(folder), argument="work").absolute()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(folder).absolute()
+        if is_first():
+            check_writable(Path(folder), argument="work")
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.facts = json.loads(to_json(facts))
         self.may_change = frozenset(may_change)
         self.say = say
         self._passed_over: set[int] = set()
+        self._unsealed: int | None = None  # the step that is being written
         with contextlib.ExitStack() as held:
-            if not held.enter_context(locked(self.folder, wait=False)):
-                raise UserError(f"another process works in {self.folder}; let it end, or give another folder.", "work")
-            self._check_run(resume)
+            if is_first():
+                if not held.enter_context(locked(self.folder, wait=False)):
+                    raise UserError(f"another process works in {self.folder}; let it end, or give another folder.", "work")
+                self._check_run(resume)
             with _one_line(f"Cannot open the checkpoints in {self.folder}", "give another work folder"):
                 self._manager = ocp.CheckpointManager(
                     self.folder,
                     # What a killed process left half-written goes: it was never a checkpoint.
                     options=ocp.CheckpointManagerOptions(
-                        max_to_keep=_KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                        max_to_keep=_KEPT, enable_async_checkpointing=True, cleanup_tmp_directories=True
                     ),
                 )
             self._held = held.pop_all()
@@ -96,14 +103,19 @@ class Checkpoints:
         return max((step for step in self._manager.all_steps() if step not in self._passed_over), default=None)
 
     def restore(self, like: Any) -> Any | None:
-        """The newest sound state, as a tree like `like`; None where none was ever written whole.
+        """The newest sound state, as a tree like `like`, which may lie on other devices than those it was saved from; None where
+        none was ever written whole.
 
         Errors: `UserError` when none of the checkpoints there is sound.
         """
         damaged = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
-            fault = self._fault(step)
-            damaged += fault not in (None, _INCOMPLETE)
+            # One process reads the files, and all do as it says.
+            fault = self._fault(step) if is_first() else None
+            kind = agreed(0 if fault is None else 1 if fault == _INCOMPLETE else 2)
+            damaged += kind == 2
+            if kind and fault is None:
+                fault = "process 0 says so"
             if fault is None:
                 with _quiet():
                     try:
@@ -118,16 +130,12 @@ class Checkpoints:
         return None
 
     def save(self, step: int, state: Any) -> None:
-        """Saves a state on the host.
+        """Begins to save a state, which may change as soon as this returns; the one before is whole by then.
 
-        Errors: `UserError` when it cannot be written.
+        Errors: `UserError` when it, or the one before, cannot be written.
         """
-        with (
-            contextlib.ExitStack() as half_written,
-            _one_line(f"Cannot write a checkpoint to {self.folder}", "free some space and resume"),
-        ):
-            # It may be what fills the disk.
-            half_written.callback(self._clear_temporary)
+        self.wait()
+        with self._writing():
             # Those passed over are of no use, and newer than what is to be saved: the store takes no step before its last.
             for damaged in sorted(self._passed_over & set(self._manager.all_steps())):
                 self._manager.delete(damaged)
@@ -135,18 +143,49 @@ class Checkpoints:
                 return
             if not self._manager.save(step, args=ocp.args.StandardSave(state)):
                 raise RuntimeError(f"it holds a step after {step}")
-            self._manager.wait_until_finished()
-            digests = self._digests(step)
-        write_file(self.folder / str(step) / _DIGESTS, to_json(digests))
+            self._unsealed = step
+
+    def seal(self) -> None:
+        """Where what is being written has reached the disk, notes its checksums; without waiting for it.
+
+        Errors: `UserError` when it could not be written.
+        """
+        if self._unsealed is not None and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk.
+
+        Errors: `UserError` when it could not be written.
+        """
+        if self._unsealed is None:
+            return
+        step, self._unsealed = self._unsealed, None
+        with self._writing():
+            self._manager.wait_until_finished()
+            digests = self._digests(step) if is_first() else {}
+        if is_first():
+            write_file(self.folder / str(step) / _DIGESTS, to_json(digests))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What fails while a checkpoint is written is one line, and leaves nothing half-written."""
+        with (
+            contextlib.ExitStack() as half_written,
+            _one_line(f"Cannot write a checkpoint to {self.folder}", "free some space and resume"),
+        ):
+            # It may be what fills the disk.
+            half_written.callback(self._clear_temporary)
+            yield
+            half_written.pop_all()
 
     def close(self) -> None:
         """Frees what the store holds open, and the folder."""
-        self._manager.close()
-        self._held.close()
+        with self._held:
+            try:
+                self.wait()
+            finally:
+                self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import PRNGKeyArray
@@ -50,10 +51,14 @@ def update(
     key: PRNGKeyArray,
     *,
     axis: str | None = None,
+    accumulate: int = 1,
     decay: float = 0.999,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update; with `axis`, of the mean of the gradients over that `pmap` axis. `decay` is that of a state's average."""
-    (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
+    """One update, of the mean of the gradients over `accumulate` shares of the batch and over the `pmap` axis where there is one.
+
+    `decay` is that of a state's average.
+    """
+    gradients, metrics = _mean_gradients(loss, accumulate, state.params, frozen, batch, key)
     if axis is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis)
     changes, moments = tx.update(gradients, state.moments, state.params)
@@ -66,14 +71,27 @@ def update(
     return TrainState(params, moments, state.step + 1, average), metrics
 
 
-def step_of(loss: Loss, tx: optax.GradientTransformation, *, axis: str | None = None) -> Step:
-    """`update` with randomness of its own at every step (and on every replica of `axis`), from one key for the whole run."""
+def _mean_gradients(loss: Loss, shares: int, params: Any, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[Any, Any]:
+    """Gradients and figures, meaned over `shares` of the batch that are taken one after the other."""
+
+    def of(share: Any) -> tuple[Any, Any]:
+        (_, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, frozen, share, key)
+        return gradients, metrics
+
+    if shares == 1:
+        return of(batch)
+    # Every n-th row: what is split over devices stays where it lies.
+    split = jax.tree.map(lambda leaf: leaf.reshape(-1, shares, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of, jax.tree.map(lambda leaf: leaf[0], split)))
+    total, _ = jax.lax.scan(lambda total, share: (jax.tree.map(jnp.add, total, of(share)), None), zeros, split)
+    return jax.tree.map(lambda leaf: leaf / shares, total)
+
+
+def step_of(loss: Loss, tx: optax.GradientTransformation) -> Step:
+    """`update` with randomness of its own at every step, from one key for the whole run."""
 
     def step(state: TrainState, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(key, state.step)
-        if axis is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return update(loss, tx, state, frozen, batch, key, axis=axis)
+        return update(loss, tx, state, frozen, batch, jax.random.fold_in(key, state.step))
 
     return step
 
@@ -87,6 +105,7 @@ class Run(NamedTuple):
     every: int = 500  # steps from one checkpoint to the next
     track: Callable[..., Any] = iter  # wraps the loop over the steps: a progress bar
     watch: int = 25  # steps from one look at the figures to the next
+    record: Callable[[int, dict[str, float]], None] = lambda step, figures: None  # told of the figures at every look
     stop: Callable[[], bool] = lambda: False  # asked after every step: whether to save and end here
 
 
@@ -98,15 +117,16 @@ def train(
     batches: Callable[[int], Iterable[Any]],
     key: PRNGKeyArray,
     *,
-    host: Callable[[TrainState], TrainState] = jax.device_get,
+    stored: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
-    """Takes `state` to `run.steps`; `batches(first)` yields the batches from that step on, `host` brings a state to the host.
+    """Takes `state` to `run.steps`; `batches(first)` yields the batches from that step on, `stored` turns a state
+    into what checkpoints hold.
 
     The state is saved every `run.every` steps, at the end and when asked to stop, but never one that is not finite.
 
     Errors: `UserError` when a figure or a number of the state is not finite; `Stopped` when `run.stop` said so before the end.
     """
-    first = int(jnp.ravel(state.step)[0])
+    first = int(np.ravel(read(state.step))[0])
     bar = run.track(range(first, run.steps))
     rows: Iterator[Any] = iter(batches(first)) if first < run.steps else iter(())
     for index in bar:
@@ -115,17 +135,21 @@ def train(
         stops = not last and run.stop()
         saves = last or stops or (index + 1) % run.every == 0
         if saves or (index + 1) % run.watch == 0:
-            values = {name: float(jnp.mean(value)) for name, value in metrics.items()}
+            values = {name: float(np.mean(read(value))) for name, value in metrics.items()}
             if hasattr(bar, "set_postfix"):
                 bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
             _check_finite(run, index + 1, values)
+            run.record(index + 1, values)
         if saves:
-            whole = host(state)
-            if not _all_finite(whole):
+            if not _all_finite(state):
                 _give_up(run, index + 1, "A weight, or a moment of the optimiser,")
             if run.checkpoints is not None:
-                run.checkpoints.save(index + 1, whole)
+                run.checkpoints.save(index + 1, stored(state))
+        elif run.checkpoints is not None:
+            run.checkpoints.seal()
         if stops:
+            if run.checkpoints is not None:
+                run.checkpoints.wait()
             raise Stopped(index + 1)
     if run.checkpoints is not None:
         run.checkpoints.wait()
@@ -138,8 +162,18 @@ def _check_finite(run: Run, step: int, values: dict[str, float]) -> None:
             _give_up(run, step, f"The {name}")
 
 
+def read(leaf: Any) -> np.ndarray:
+    """A number on the host, also one that lies whole on the devices of many processes."""
+    return np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+
+
+@jax.jit
+def _finite(tree: Any) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
 def _all_finite(tree: Any) -> bool:
-    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+    return bool(read(_finite(tree)))
 
 
 def _give_up(run: Run, step: int, what: str) -> None:

@@ -1,76 +1,175 @@
-"""One pure function, compiled two ways over all devices: `jit` over a mesh, or `pmap` over replicas.
+"""Where arrays lie: one pure step, compiled two ways over all devices of all processes.
 
-    jit    the batch is split over the mesh's axis "data", all else is whole; the compiler adds the sums over devices
-    pmap   every replica takes its share and means gradients over the axis "devices" by name: the same numbers
+    jit    over a mesh "data" × "fsdp": the batch is split over both; weights and moments are whole, or split over "fsdp" and
+           gathered where they are used; the compiler adds the sums over devices
+    pmap   every replica takes its share of the batch and means gradients over the axis "devices" by name: the same numbers
 
 JAX keeps pmap in maintenance only; it is here for comparison.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from e4t_jax.errors import UserError
 
 PARALLEL = ("jit", "pmap")
-AXIS = "devices"  # of pmap
+_AXIS = "devices"  # of pmap
+_SMALL = 2**14  # numbers; what has fewer is whole everywhere: gathering it would cost more than it saves
 
 
-def spread(
-    function: Callable, parallel: str, split: Sequence[bool | None], *, donate: int | tuple[int, ...] = ()
-) -> Callable[..., Any]:
-    """`function` compiled over all devices, for arguments placed by `place`.
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the arrays of a run lie on its devices; made by `layout`."""
 
-    `split` tells of each argument whether its leading axis is spread over the devices (True), or it is whole on each (False);
-    None marks what is the same small value for all, such as a key.
+    parallel: Literal["jit", "pmap"]
+    mesh: jax.sharding.Mesh
 
-    Errors: `UserError` for a `parallel` other than "jit" or "pmap".
+    @property
+    def axis(self) -> str | None:
+        """The name of the axis over which sums must be taken by hand, if any."""
+        return _AXIS if self.parallel == "pmap" else None
+
+    @property
+    def replicas(self) -> int:
+        """How many shares `axis` has."""
+        return self.mesh.size if self.parallel == "pmap" else 1
+
+    def check_divides(self, batch_size: int, accumulate: int = 1) -> None:
+        """Errors: `UserError` when a batch cannot be split evenly over the devices, and their shares into `accumulate` parts."""
+        parts = self.mesh.size * accumulate
+        if batch_size % parts:
+            what = f"{self.mesh.size} devices" + (f" × {accumulate} parts" if accumulate > 1 else "")
+            raise UserError(f"{batch_size} does not divide by {what}; choose a multiple of {parts}.", "batch_size")
+
+    def sharding(self, leaf: Any) -> jax.NamedSharding:
+        """Where a leaf of weights or moments lies: its longest side that divides split over "fsdp", or whole."""
+        shape, parts = np.shape(leaf), self.mesh.shape["fsdp"]
+        sides = [side for side in range(len(shape)) if shape[side] % parts == 0]
+        if parts == 1 or not sides or np.prod(shape) < _SMALL:
+            return jax.NamedSharding(self.mesh, jax.P())
+        longest = max(sides, key=lambda side: shape[side])
+        return jax.NamedSharding(self.mesh, jax.P(*[None] * longest, "fsdp"))
+
+    def batch_sharding(self) -> jax.NamedSharding:
+        """Where the rows of a batch lie."""
+        return jax.NamedSharding(self.mesh, jax.P(("data", "fsdp")))
+
+    def place(self, tree: Any) -> Any:
+        """Weights or moments, the same on every process, on the devices as the step wants them."""
+        if self.parallel == "pmap":
+            count = jax.local_device_count()
+            return self._to_replicas(jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *np.shape(leaf))), tree))
+        if jax.process_count() == 1:
+            return jax.tree.map(lambda leaf: jax.device_put(leaf, self.sharding(leaf)), tree)
+
+        def split(leaf: Any) -> jax.Array:
+            whole = np.asarray(leaf)
+            return jax.make_array_from_callback(whole.shape, self.sharding(whole), lambda index: whole[index])
+
+        return jax.tree.map(split, tree)
+
+    def place_rows(self, rows: Any) -> Any:
+        """This process's share of a batch on its devices; the shares of all processes, in their order, are the batch.
+
+        Errors: `UserError` when it does not divide by the devices.
+        """
+        for leaf in jax.tree.leaves(rows):
+            self.check_divides(len(leaf) * jax.process_count())
+        if self.parallel == "pmap":
+            return self._to_replicas(jax.tree.map(lambda leaf: leaf.reshape(jax.local_device_count(), -1, *leaf.shape[1:]), rows))
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, self.batch_sharding()), rows)
+
+    def _to_replicas(self, tree: Any) -> Any:
+        """What has a leading axis of this process's replicas, each on its own."""
+        replicas = jax.NamedSharding(jax.sharding.Mesh(self.mesh.devices.ravel(), (_AXIS,)), jax.P(_AXIS))
+        return jax.tree.map(partial(jax.make_array_from_process_local_data, replicas), tree)
+
+    def shapes(self, tree: Any) -> Any:
+        """The shapes of weights or moments, with where they would lie: to compile for, or to restore as."""
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            if self.parallel == "pmap":
+                return jax.ShapeDtypeStruct((self.mesh.size, *np.shape(leaf)), leaf.dtype)
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=self.sharding(leaf))
+
+        return jax.tree.map(shape, tree)
+
+    def row_shapes(self, rows: Any) -> Any:
+        """The shapes of a batch over all devices, with where it would lie: to compile for."""
+
+        def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+            if self.parallel == "pmap":
+                return jax.ShapeDtypeStruct((self.mesh.size, len(leaf) // self.mesh.size, *leaf.shape[1:]), leaf.dtype)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.batch_sharding())
+
+        return jax.tree.map(shape, rows)
+
+    def unplace(self, tree: Any) -> Any:
+        """A whole tree on the host of every process."""
+        if self.parallel == "pmap":
+            return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0))[0], tree)
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+        whole = jax.jit(lambda leaves: leaves, out_shardings=jax.NamedSharding(self.mesh, jax.P()))(tree)
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
+
+    def gather(self, tree: Any) -> Any:
+        """Inside the step: weights that are split over "fsdp", whole, for the products they are used in."""
+        if self.mesh.shape["fsdp"] == 1 or self.parallel == "pmap":
+            return tree
+        return jax.lax.with_sharding_constraint(tree, jax.NamedSharding(self.mesh, jax.P()))
+
+    def compile(self, step: Callable, split: Sequence[bool | None]) -> Callable[..., Any]:
+        """`step(state, …) -> (state, metrics)` over all devices, for arguments placed so; donates the state.
+
+        `split` tells of each argument whether it is a batch (True), or weights or moments (False); None marks what is the same
+        small value for all, such as a key. The new state lies where the old one lay.
+        """
+        if self.parallel == "pmap":
+            axes = tuple(None if one is None else 0 for one in split)
+            return jax.pmap(
+                step, axis_name=_AXIS, in_axes=axes, out_axes=(0, None), donate_argnums=0, devices=list(self.mesh.devices.flat)
+            )
+
+        def stay(state: Any, *others: Any) -> tuple[Any, Any]:
+            state, metrics = step(state, *others)
+            return jax.lax.with_sharding_constraint(state, jax.tree.map(self.sharding, state)), metrics
+
+        compiled = jax.jit(stay, donate_argnums=0)
+
+        # Under the mesh, kernels that the compiler cannot split find it and split themselves.
+        def run(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return compiled(*arguments)
+
+        def lower(*arguments: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return compiled.lower(*arguments)
+
+        run.lower = lower  # type: ignore[attr-defined]
+        return run
+
+
+def layout(parallel: str = "jit", fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """All devices, or those given, as "data" × "fsdp"; the devices of a process lie side by side, and so do its rows of a batch.
+
+    Errors: `UserError` for a `parallel` other than "jit" or "pmap", and for an `fsdp` that does not divide the devices or, with
+    pmap, is not 1.
     """
     if parallel not in PARALLEL:
         raise UserError(f"{parallel!r} is unknown; choose one of {', '.join(PARALLEL)}.", "parallel")
-    if parallel == "pmap":
-        axes = tuple(None if one is None else 0 for one in split)
-        return jax.pmap(function, axis_name=AXIS, in_axes=axes, donate_argnums=donate)
-    return jax.jit(function, donate_argnums=donate)
-
-
-def axis_of(parallel: str) -> str | None:
-    """The name of the axis over which gradients must be meaned by hand, if any."""
-    return AXIS if parallel == "pmap" else None
-
-
-def data_mesh() -> jax.sharding.Mesh:
-    """All devices along one axis, "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-
-
-def place(tree: Any, parallel: str, *, split: bool) -> Any:
-    """A tree on the devices as `spread` wants it: whole on each, or with its leading axis split over them.
-
-    Errors: `UserError` when the batch does not divide by the devices.
-    """
-    count = jax.device_count()
-    if split:
-        for leaf in jax.tree.leaves(tree):
-            check_divides(len(leaf))
-    if parallel == "jit":
-        return jax.device_put(tree, jax.NamedSharding(data_mesh(), jax.P("data") if split else jax.P()))
-    if split:
-        return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), tree)
-
-
-def check_divides(batch_size: int) -> None:
-    """Errors: `UserError` when a batch cannot be split evenly over the devices."""
-    count = jax.device_count()
-    if batch_size % count:
-        raise UserError(f"{batch_size} does not divide by {count} devices; choose a multiple of {count}.", "batch_size")
-
-
-def unplace(tree: Any, parallel: str) -> Any:
-    """A whole tree back on the host."""
-    return jax.device_get(tree if parallel == "jit" else jax.tree.map(lambda leaf: leaf[0], tree))
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id))
+    if len(devices) % fsdp:
+        raise UserError(f"{len(devices)} devices do not divide by {fsdp}; choose a divisor of {len(devices)}.", "fsdp")
+    if parallel == "pmap" and fsdp > 1:
+        raise UserError("pmap keeps everything whole on every device; choose 1, or --parallel jit.", "fsdp")
+    axes = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=axes)
+    return Layout("pmap" if parallel == "pmap" else "jit", mesh)

@@ -1,6 +1,6 @@
 """Domain pretraining: the encoder and the weight offsets learn one domain, the base model stays frozen.
 
-    trainable ← AdamW(trainable, ∇ e4t_loss(trainable, batch, t, ε))
+    trainable ← AdamW(trainable, ∇ e4t_loss_at(trainable, batch, t, ε))
 
 Pictures are encoded where the batch lies, on every device its own share, in the same compiled step.
 """
@@ -20,12 +20,12 @@ from jaxtyping import PRNGKeyArray
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.encode import Encoders, encode_pictures
-from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss
+from e4t_jax.objective import ConceptBatch, Draws, Frozen, Method, Trainable, draw, e4t_loss_at
 from e4t_jax.offsets import init_factors
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.loop import Run, TrainState, init_state, step_of, train
-from e4t_jax.training.parallel import axis_of, check_divides, place, spread, unplace
+from e4t_jax.training.loop import Run, TrainState, init_state, train, update
+from e4t_jax.training.parallel import Layout, layout
 
 
 @struct.dataclass
@@ -43,8 +43,14 @@ class PretrainSettings:
     """λ: weight of the squared length of the word's offset."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
+    fsdp: int = 1
+    """Over how many devices the base, the weights that learn and their moments are split, with jit; 1 keeps them whole on each."""
+    accumulate: int = 1
+    """Parts that a batch is taken in, one after the other, for want of memory; the numbers stay the same."""
     checkpoint_every: int = 500
     """Steps from one checkpoint to the next."""
+    watch_every: int = 25
+    """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the noise."""
 
@@ -54,6 +60,19 @@ class Given(NamedTuple):
 
     frozen: Frozen
     encoders: Encoders
+
+
+def given_of(params: Params, dtype: str = "float32") -> Given:
+    """The parts of a base's weights that a step reads, kernels in the dtype that the networks compute in.
+
+    They are cast there anyway, and a step that reads them so moves half the bytes. Embeddings, scales and biases stay.
+    """
+
+    def cast(path: tuple[Any, ...], leaf: Any) -> Any:
+        return leaf.astype(dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    return Given(Frozen(params["unet"], params["text_encoder"]), Encoders(params["vae"], params["image_encoder"]))
 
 
 def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
@@ -73,22 +92,37 @@ def concept_batch(method: Method, clip_features: str, encoders: Encoders, rows: 
 
 
 def compile_step(
-    method: Method, clip_features: str, tx: optax.GradientTransformation, regularisation: float, parallel: str
+    method: Method,
+    clip_features: str,
+    tx: optax.GradientTransformation,
+    regularisation: float,
+    where: Layout,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Given, dict[str, Array], PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
-    """`step(state, given, rows, key) -> (state, metrics)` over all devices, for arguments placed by `place`; donates the state.
+    """`step(state, given, rows, key) -> (state, metrics)` over all devices, for arguments placed by `where`; donates the state.
 
-    Errors: `UserError` for a `parallel` other than "jit" or "pmap".
+    The randomness of a batch is drawn for all its rows, wherever they lie, and its mask is weighed as a whole: the numbers do not
+    depend on how many devices or parts it is split over.
     """
 
-    def loss(trainable: Trainable, given: Given, batch: ConceptBatch, key: PRNGKeyArray):
-        return e4t_loss(method, trainable, given.frozen, batch, key, regularisation=regularisation)
+    def step(state: TrainState, given: Given, rows: dict[str, Array], key: PRNGKeyArray):
+        here = len(rows["ids"])
+        draws = draw(method, here * where.replicas, jax.random.fold_in(key, state.step))
+        mean_mask = jnp.mean(rows["mask"])
+        if where.axis is not None:
+            first = here * jax.lax.axis_index(where.axis)
+            draws = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, here), draws)
+            mean_mask = jax.lax.pmean(mean_mask, where.axis)
 
-    step = step_of(loss, tx, axis=axis_of(parallel))
+        def loss(trainable: Trainable, given: Given, share: tuple[dict[str, Array], Draws], _: PRNGKeyArray):
+            rows, draws = share
+            given, trainable = where.gather(given), where.gather(trainable)
+            batch = concept_batch(method, clip_features, given.encoders, rows)
+            return e4t_loss_at(method, trainable, given.frozen, batch, *draws, regularisation=regularisation, mean_mask=mean_mask)
 
-    def encode_and_step(state: TrainState, given: Given, rows: dict[str, Array], key: PRNGKeyArray):
-        return step(state, given, concept_batch(method, clip_features, given.encoders, rows), key)
+        return update(loss, tx, state, given, (rows, draws), key, axis=where.axis, accumulate=accumulate)
 
-    return spread(encode_and_step, parallel, (False, False, True, None), donate=0)
+    return where.compile(step, (False, False, True, None))
 
 
 def pretrain_trainable(
@@ -98,37 +132,50 @@ def pretrain_trainable(
     batches: Callable[[int], Iterable[dict[str, np.ndarray]]],
     settings: PretrainSettings,
     *,
+    dtype: str = "float32",
     checkpoints: Checkpoints | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
+    record: Callable[[int, dict[str, float]], None] = lambda step, figures: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trainable:
-    """Encoder and offsets after `settings.steps` steps; `batches(first)` yields rows of `data.batches` from that step on.
+    """Encoder and offsets after `settings.steps` steps, on the host; `batches(first)` yields rows of `data.batches` from that
+    step on, this process's share of each batch.
 
-    Goes on from the newest of `checkpoints` where there is one. `tx` takes the place of `optimizers.pretraining`. `stop` is asked
-    after every step whether to save and end there.
+    `dtype` is what the base's networks compute in. Goes on from the newest of `checkpoints` where there is one. `tx` takes the
+    place of `optimizers.pretraining`. `record` is told of the figures every `settings.watch_every` steps, `stop` asked after
+    every step whether to save and end there.
 
     Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite; `Stopped`.
     """
-    parallel = settings.parallel
-    check_divides(settings.batch_size)
+    where = layout(settings.parallel, settings.fsdp)
+    where.check_divides(settings.batch_size, settings.accumulate)
     tx = tx or optimizers.pretraining(settings.learning_rate, settings.steps)
-    step = compile_step(method, clip_features, tx, settings.regularisation, parallel)
-    state = init_state(init_trainable(method, jax.random.key(settings.seed)), tx)
-    if checkpoints is not None:
-        restored = checkpoints.restore(jax.tree.map(jnp.asarray, state))
-        state = state if restored is None else restored
-    # By way of the host: the step donates its state, and whatever else holds these arrays must survive that.
-    state = place(jax.device_get(state), parallel, split=False)
-    given = Given(Frozen(params["unet"], params["text_encoder"]), Encoders(params["vae"], params["image_encoder"]))
-    run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track, stop=stop)
-    state = train(
-        run,
-        lambda state, given, rows, key: step(state, given, place(rows, parallel, split=True), key),
-        state,
-        place(given, parallel, split=False),
-        batches,
-        jax.random.key(settings.seed + 1),
-        host=lambda state: unplace(state, parallel),
-    )
-    return unplace(state, parallel).params
+    step = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
+    state = _begin(method, settings, tx, where, checkpoints)
+    given = where.place(given_of(params, dtype))
+    run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track, settings.watch_every, record, stop)
+
+    def step_on(state: TrainState, given: Given, rows: dict[str, np.ndarray], key: PRNGKeyArray):
+        placed = where.place_rows(rows)
+        # Nothing goes to the devices unasked: what the step reads is there already. (pmap itself sends the key to every replica.)
+        with jax.transfer_guard_host_to_device("disallow" if where.parallel == "jit" else "allow"):
+            return step(state, given, placed, key)
+
+    key = jax.random.key(settings.seed + 1)
+    stored = where.unplace if where.parallel == "pmap" else lambda state: state
+    return where.unplace(train(run, step_on, state, given, batches, key, stored=stored).params)
+
+
+def _begin(
+    method: Method, settings: PretrainSettings, tx: optax.GradientTransformation, where: Layout, checkpoints: Checkpoints | None
+) -> TrainState:
+    """The state before the first step, or of the newest checkpoint, on the devices."""
+    begin = jax.device_get(init_state(init_trainable(method, jax.random.key(settings.seed)), tx))
+    if checkpoints is None:
+        return where.place(begin)
+    if where.parallel == "pmap":
+        restored = checkpoints.restore(begin)
+        return where.place(begin if restored is None else restored)
+    restored = checkpoints.restore(where.shapes(begin))
+    return where.place(begin) if restored is None else restored

@@ -58,6 +58,18 @@ def test_batches_go_on_where_a_run_stopped(folder, tmp_path):
     assert {int(one) for batch in whole for one in batch["ids"].ravel()} == {len("*s"), len("a photo of *s")}
 
 
+def test_the_shares_of_all_processes_are_the_batch(folder, tmp_path):
+    """Whatever their number, from any batch on; and nothing that does not divide."""
+    pictures = open_pictures(f"folder:{folder}", SIZE, tmp_path)
+    whole = read(pictures, 4)
+    shares = [read(pictures, 2, first=2, share=(which, 3)) for which in range(3)]
+    for index in range(2):
+        for name, rows in whole[2 + index].items():
+            np.testing.assert_array_equal(np.concatenate([share[index][name] for share in shares]), rows)
+    with pytest.raises(UserError, match="batch_size: 3 does not divide by 2 processes; choose a multiple of 2"):
+        read(pictures, 1, share=(0, 2))
+
+
 def test_a_batch_larger_than_the_data_is_a_mistake(folder, tmp_path):
     with pytest.raises(UserError, match="batch_size: 9 is more than the 7 pictures"):
         training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], 9, 0, last=1)

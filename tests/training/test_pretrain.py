@@ -9,10 +9,10 @@ import pytest
 
 from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
-from e4t_jax.objective import Frozen, e4t_loss
-from e4t_jax.training.loop import init_state
-from e4t_jax.training.parallel import place, unplace
-from e4t_jax.training.pretrain import Given, PretrainSettings, compile_step, init_trainable, pretrain_trainable
+from e4t_jax.objective import e4t_loss
+from e4t_jax.training.loop import init_state, read
+from e4t_jax.training.parallel import layout
+from e4t_jax.training.pretrain import PretrainSettings, compile_step, given_of, init_trainable, pretrain_trainable
 from e4t_jax.training.pretrain import concept_batch as concept_batch_of
 
 
@@ -28,23 +28,69 @@ def rows(domain, concept_batch):
 def test_loss_falls_from_scratch_and_frozen_parts_stay(domain, rows, parallel):
     """By more than 3 % in 40 steps, on the same 64 draws of timestep and noise before and after."""
     params, tx = domain.params, optax.adam(1e-2)
-    given = Given(Frozen(params["unet"], params["text_encoder"]), Encoders(params["vae"], params["image_encoder"]))
-    step = compile_step(domain.method, "layers", tx, 0.01, parallel)
-    state = place(jax.device_get(init_state(init_trainable(domain.method, jax.random.key(0)), tx)), parallel, split=False)
-    placed, batch = place(given, parallel, split=False), place(rows, parallel, split=True)
+    given, where = given_of(params), layout(parallel)
+    step = compile_step(domain.method, "layers", tx, 0.01, where)
+    state = where.place(jax.device_get(init_state(init_trainable(domain.method, jax.random.key(0)), tx)))
+    placed, batch = where.place(given), where.place_rows(rows)
     seen = concept_batch_of(
         domain.method, "layers", given.encoders, {k: np.tile(v, (16, *[1] * (v.ndim - 1))) for k, v in rows.items()}
     )
     loss = jax.jit(
         lambda trainable: e4t_loss(domain.method, trainable, given.frozen, seen, jax.random.key(5), regularisation=0.0)[0]
     )
-    before = loss(unplace(state, parallel).params)
+    before = loss(where.unplace(state).params)
     for _ in range(40):
         state, _ = step(state, placed, batch, jax.random.key(0))
-    assert loss(unplace(state, parallel).params) < 0.97 * before
-    assert int(unplace(state.step, parallel)) == 40
-    for before, after in zip(jax.tree.leaves(given), jax.tree.leaves(unplace(placed, parallel)), strict=True):
+    assert loss(where.unplace(state).params) < 0.97 * before
+    assert int(where.unplace(state.step)) == 40
+    for before, after in zip(jax.tree.leaves(given), jax.tree.leaves(where.unplace(placed)), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+WAYS = {"jit": {}, "fsdp": {"fsdp": 2}, "pmap": {"parallel": "pmap"}, "parts": {"accumulate": 2}}
+
+
+@pytest.fixture(scope="module")
+def take_steps(domain, rows):
+    """Three steps, with masks of which one half of the batch has far less: (losses, weights)."""
+
+    def take(devices, *, accumulate=1, **ways):
+        where, tx, key = layout(**ways, devices=devices), optax.adam(1e-2), jax.random.key(0)
+        step = compile_step(domain.method, "layers", tx, 0.01, where, accumulate)
+        state = where.place(jax.device_get(init_state(init_trainable(domain.method, key), tx)))
+        given = where.place(jax.device_get(given_of(domain.params)))
+        few = np.where(np.arange(4) < 2, 0.05, 1.0).astype(np.float32)[:, None, None]
+        batch, losses = where.place_rows({**rows, "mask": rows["mask"] * few}), []
+        for _ in range(3):
+            state, metrics = step(state, given, batch, key)
+            losses.append(float(np.mean(read(metrics["loss"]))))
+        return losses, where.unplace(state.params)
+
+    return take
+
+
+@pytest.fixture(scope="module")
+def on_one_device(take_steps):
+    return take_steps(jax.devices()[:1])
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("way", WAYS)
+def test_the_numbers_do_not_depend_on_how_a_batch_is_split(take_steps, on_one_device, way):
+    """Losses and weights after three steps on two devices against those on one; relative 1e-4 of each leaf's size."""
+    losses, weights = take_steps(jax.devices()[:2], **WAYS[way])
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-4)
+    for one, other in zip(jax.tree.leaves(on_one_device[1]), jax.tree.leaves(weights), strict=True):
+        assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(one) + 1e-7
+
+
+def test_settings_that_do_not_fit_the_devices_are_one_line():
+    with pytest.raises(UserError, match="fsdp: 2 devices do not divide by 3; choose a divisor of 2"):
+        layout(fsdp=3)
+    with pytest.raises(UserError, match="fsdp: pmap keeps everything whole"):
+        layout("pmap", fsdp=2)
+    with pytest.raises(UserError, match="batch_size: 4 does not divide by 2 devices × 4 parts; choose a multiple of 8"):
+        layout().check_divides(4, 4)
 
 
 def test_pretraining_encodes_pictures_as_tuning_does(domain, rows):
@@ -58,7 +104,7 @@ def test_pretraining_encodes_pictures_as_tuning_does(domain, rows):
 
 def test_batch_that_does_not_divide_by_the_devices_is_refused(concept_batch):
     with pytest.raises(UserError, match="batch_size: 3 does not divide by 2 devices"):
-        place(jax.tree.map(lambda leaf: leaf[:3], concept_batch), "jit", split=True)
+        layout().place_rows(jax.tree.map(lambda leaf: leaf[:3], concept_batch))
 
 
 def test_an_optimiser_of_ones_own_takes_the_place_of_ours(domain, rows):

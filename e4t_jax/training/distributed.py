@@ -1,0 +1,127 @@
+"""Many processes as one run: joined before any device is touched, ended together.
+
+Every process runs the same program over its own devices and its own share of the data; process 0 alone prints and writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from e4t_jax.errors import UserError, reason_of
+
+# Seconds without a sign of life after which a process counts as lost; JAX's own patience is 100.
+_LOST_AFTER = 20
+_WAIT_FOR_ALL = 300
+# What JAX's errors begin with when another process does not answer.
+_LOST = ("UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "FAILED_PRECONDITION")
+# How many processes there are, where a cluster says so: Slurm's srun, Open MPI's mpirun.
+_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+# The machines of a slice, where GKE or a pod's own image says so.
+_HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which process of how many this one is; all are found from the environment on Cloud TPU, Slurm, Kubernetes and Open MPI."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all; "auto" asks the cluster, which Slurm, Open MPI and GKE need no flag for."""
+    num_processes: int | None = None
+    """How many processes there are, where no cluster says so."""
+    process_id: int | None = None
+    """Which of them this is, from 0, where no cluster says so."""
+
+
+@contextlib.contextmanager
+def joined(processes: Processes) -> Iterator[None]:
+    """This process as one of the run's; alone where nothing says that there are more. Before any device is touched.
+
+    Whatever ends one process ends all: one that fails does not wait for the others, and they notice within a minute.
+
+    Errors: `UserError` when the others are not found, and when one of them is lost.
+    """
+    if not _asked_for(processes):
+        yield
+        return
+    _join(processes)
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith(_LOST):
+            raise
+        raise UserError(
+            f"process {jax.process_index()}: another process of the run has ended or cannot be reached ({reason_of(error, 80)}); "
+            "see what it said, and start all again with --resume."
+        ) from None
+    jax.distributed.shutdown()
+
+
+def end(line: str | None) -> None:
+    """Ends a process that failed: at once where it is one of many, for leaving in order waits for all."""
+    if jax.distributed.is_initialized():
+        print(line, file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.exit(line)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """Process 0's value, on every process."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def stop_of_all(first: int = 0) -> Callable[[], bool]:
+    """What tells, after every step, whether one of the processes got SIGTERM; all are told at the same step."""
+    steps = itertools.count(first)
+    return lambda: multihost_utils.reached_preemption_sync_point(next(steps))
+
+
+def _asked_for(processes: Processes) -> bool:
+    given = [name for name in ("coordinator", "num_processes", "process_id") if getattr(processes, name) is not None]
+    if processes.coordinator not in (None, "auto"):
+        if len(given) < 3:
+            missing = "process_id" if processes.process_id is None else "num_processes"
+            raise UserError("HOST:PORT needs --num-processes and --process-id beside it; give all three.", missing)
+        if not processes.coordinator.rpartition(":")[2].isdecimal():
+            raise UserError(f"{processes.coordinator!r} names no port; give HOST:PORT.", "coordinator")
+        if not 0 <= (processes.process_id or 0) < (processes.num_processes or 1):
+            raise UserError(f"{processes.process_id} is none of {processes.num_processes}; count from 0.", "process_id")
+        return True
+    if given and processes.coordinator is None:
+        raise UserError("it belongs to --coordinator HOST:PORT; give all three or none.", given[0])
+    counts = [int(os.environ[name]) for name in _COUNTS if os.environ.get(name, "").isdecimal()]
+    hosts = [len(os.environ[name].split(",")) for name in _HOSTS if name in os.environ]
+    return processes.coordinator == "auto" or max([1, *counts, *hosts]) > 1
+
+
+def _join(processes: Processes) -> None:
+    try:
+        jax.distributed.initialize(
+            None if processes.coordinator == "auto" else processes.coordinator,
+            processes.num_processes,
+            processes.process_id,
+            initialization_timeout=_WAIT_FOR_ALL,
+            heartbeat_timeout_seconds=_LOST_AFTER,
+            shutdown_timeout_seconds=_LOST_AFTER,
+        )
+    except Exception as error:  # clusters, sockets and JAX raise whatever they raise
+        raise UserError(
+            f"the run's processes did not find one another ({reason_of(error)}); "
+            "start all of them, and give each --coordinator, --num-processes and --process-id.",
+            "coordinator",
+        ) from None
