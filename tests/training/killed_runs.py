@@ -8,6 +8,7 @@ Every run is a process of its own, forked from this one when all is imported and
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -102,7 +103,7 @@ def is_saving(folder):
 
 
 def kill_at_random(child, folder, seconds, generator, *, saving):
-    """SIGKILL at a moment of a run's `seconds`, its start included, or at one while it saves; False where it ended before."""
+    """SIGKILL at a moment of a run's `seconds`, its start included, or at one while it saves; False where it ended before that."""
     deadline = time.monotonic() + generator.uniform(0, seconds)
     after, looks = generator.randrange(0, _STEPS, _EVERY), generator.randrange(_LONGEST_SAVE)
     while os.waitpid(child, os.WNOHANG)[0] == 0:
@@ -127,14 +128,14 @@ def main():
     began = time.monotonic()
     assert ends_well(start(kind, folder / "whole")), (folder / "whole" / "error").read_text()
     whole, seconds = result_of(folder / "whole"), time.monotonic() - began
-    names = ("killed", "killed_while_saving", "killed_before_a_save", "finished", "identical")
+    names = ("killed_while_saving", "killed_before_a_save", "finished", "identical")
     figures = {"trials": trials, **dict.fromkeys(names, 0), "errors": []}
     for trial in range(trials):
         own = folder / str(trial)
-        if kill_at_random(start(kind, own), own, seconds, generator, saving=trial % 2):
-            figures["killed"] += 1
-            figures["killed_while_saving"] += is_saving(own)
-            figures["killed_before_a_save"] += not saved_steps(own)
+        while not kill_at_random(start(kind, own), own, seconds, generator, saving=trial % 2):
+            shutil.rmtree(own)  # it ended before that moment: another one
+        figures["killed_while_saving"] += is_saving(own)
+        figures["killed_before_a_save"] += not saved_steps(own)
         if ends_well(start(kind, own, resume=True)):
             figures["finished"] += 1
             figures["identical"] += result_of(own) == whole

@@ -23,7 +23,6 @@ def figures_of(kind, folder, trials):
 def check(figures):
     assert figures["errors"] == []
     assert figures["finished"] == figures["identical"] == figures["trials"]
-    assert figures["killed"] > figures["trials"] // 2
 
 
 def test_a_cheap_step_in_the_loop_of_all_trainings(tmp_path):
