@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,7 @@ def save_domain(
     Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
     folder, beside = Path(folder), beside or {}
-    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(beside))
-    if taken:
-        raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
+    check_names(folder, beside)
     parts: dict[str, bytes] = {}
     for name, tree in zip(_TENSORS, (domain.encoder, domain.factors), strict=True):
         with np.errstate(over="ignore"):
@@ -95,6 +93,13 @@ def save_domain(
     write_files({folder / name: content for name, content in contents.items()})
 
 
+def check_names(folder: Path, names: Iterable[str]) -> None:
+    """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(names))
+    if taken:
+        raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
+
+
 def base_fingerprint(params: Params) -> str:
     """The fingerprint of all four parts of a base."""
     return fingerprint(*(params[part] for part in _PARTS))
@@ -115,11 +120,12 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         facts = _read_facts(path)
         encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
     options = {name: facts[name] for name in _OPTIONS}
-    base, params = load_base(_base_of(folder, facts), _image_encoder_of(path, options["image_encoder"]), **policy)
+    base_name = _base_of(folder, facts)
+    base, params = load_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
     found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
     if facts["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
-    domain = Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)
+    domain = Domain(base_name, facts["domain_token"], base, params, encoder, factors, **options)
     part = misfit(domain)
     if part:
         raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")

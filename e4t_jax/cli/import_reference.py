@@ -50,6 +50,8 @@ class Config(Command):
 
 
 def main(config: Config) -> None:
+    if not config.reference.is_dir():
+        raise UserError(f"{config.reference} is no folder; give that of a checkpoint.", "reference")
     settings = bases.read_json(config.reference / "config.json")
     tuned = "pretrained_args" in settings
     settings = read_settings(settings)

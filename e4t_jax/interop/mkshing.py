@@ -22,6 +22,7 @@ from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
 from e4t_jax.prompts import PLACEHOLDER, templates
 
 State = Mapping[str, np.ndarray]
+_network_factors = jax.jit(factors_of_network)
 _HALF = 2e-3  # what half precision may lose of the largest entry, twice
 # Its lists of prompts by name, and the kind of captions of ours that each is.
 _TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
@@ -109,12 +110,11 @@ def read_offsets(state: State, file: str) -> Factors:
     owners = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+\.wo_[qkv])\.v", name))})
     if not owners:
         raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
-    network_factors = jax.jit(factors_of_network)
     factors = {}
     for owner in owners:
         network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
         path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
-        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = network_factors(network)
+        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = _network_factors(network)
     return factors
 
 
