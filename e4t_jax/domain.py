@@ -31,7 +31,7 @@ from e4t_jax.objective import Frozen, Method, Trainable, fold, make_method
 from e4t_jax.offsets import Factors
 from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, scene_captions, tokenize
 from e4t_jax.sample import SampleSettings, sample_images
-from e4t_jax.samplers import own_method, sampler
+from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import fingerprint
 from e4t_jax.training.tune import Recipe, TuneSettings, Views, tune_many
 
@@ -197,14 +197,9 @@ class Domain:
         noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
         noise = jax.random.normal(noise_key, (1, len(tokens.ids), *self.base.latent_shape))
         noise = jnp.broadcast_to(noise, (len(folded), *noise.shape[1:]))
-        steps = sampler(
-            self.method.schedule,
-            own_method(self.base.scheduler) if settings.sampling is None else settings.sampling,
-            settings.steps,
-        )
         images = sample_images(
             self.method,
-            steps,
+            self.sampler(settings),
             trainables,
             frozen,
             self.params["vae"],
@@ -218,6 +213,14 @@ class Domain:
         if not np.isfinite(pixels).all():
             raise UserError("the pictures came out not finite; lower the guidance, or tune at a lower rate.", "concepts")
         return pixels.astype(np.uint8)
+
+    def sampler(self, settings: SampleSettings) -> Sampler:
+        """The sampler that the settings ask for, on this base.
+
+        Errors: `UserError` for one that is unknown, and for more steps than it can take.
+        """
+        method = own_method(self.base.scheduler) if settings.sampling is None else settings.sampling
+        return sampler(self.method.schedule, method, settings.steps)
 
     def tokenize(self, prompts: Sequence[str]) -> TokenizedPrompts:
         """Token ids of the prompts, the domain's word in the placeholder's place, and where that is."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,26 +61,43 @@ _PARTS = ("vae", "unet", "text_encoder", "image_encoder")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 
 
-def save_domain(folder: str | Path, domain: Domain, dtype: Any = np.float16) -> None:
-    """Writes the three files: all of them, or none.
+def save_domain(
+    folder: str | Path, domain: Domain, dtype: Any = np.float16, *, beside: Mapping[str, bytes | str] | None = None
+) -> None:
+    """Writes the three files, and those `beside` them by name: all of them, or none.
 
-    Errors: `UserError` when they cannot be written.
+    Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
-    folder = Path(folder)
-    contents: dict[Path, bytes | str] = {}
+    folder, beside = Path(folder), beside or {}
+    check_names(folder, beside)
+    parts: dict[str, bytes] = {}
     for name, tree in zip(_TENSORS, (domain.encoder, domain.factors), strict=True):
-        flat = {key: np.asarray(leaf, dtype) for key, leaf in flatten_dict(tree, sep="|").items()}
-        contents[folder / f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
+        with np.errstate(over="ignore"):
+            flat = {key: np.asarray(leaf, dtype) for key, leaf in flatten_dict(tree, sep="|").items()}
+        lost = next((key for key, leaf in flat.items() if not np.isfinite(leaf).all()), None)
+        if lost is not None:
+            raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
+        parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
     facts = {name: getattr(domain, name) for name in _OPTIONS}
     facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     facts["base_fingerprint"] = base_fingerprint(domain.params)
-    facts["digests"] = {path.name: digest(content) for path, content in contents.items() if isinstance(content, bytes)}
+    facts["digests"] = {name: digest(content) for name, content in parts.items()}
+    eyes = domain.image_encoder
+    if eyes and os.path.isdir(eyes) and not any(name.startswith(f"{eyes}/") for name in beside) and not (folder / eyes).is_dir():
+        facts["image_encoder"] = str(Path(eyes).absolute())
     if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
         # Found from any folder, and after both were moved together.
         facts["base"] = str(Path(domain.base_name).absolute())
         facts["base_beside"] = os.path.relpath(facts["base"], folder.absolute())
-    contents[folder / "domain.json"] = to_signed_json(facts)
-    write_files(contents)
+    contents = {**beside, **parts, "domain.json": to_signed_json(facts)}
+    write_files({folder / name: content for name, content in contents.items()})
+
+
+def check_names(folder: Path, names: Iterable[str]) -> None:
+    """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(names))
+    if taken:
+        raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
 
 
 def base_fingerprint(params: Params) -> str:
@@ -102,32 +120,41 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         facts = _read_facts(path)
         encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
     options = {name: facts[name] for name in _OPTIONS}
-    base, params = load_base(_base_of(folder, facts), _image_encoder_of(path, options["image_encoder"]), **policy)
+    base_name = _base_of(folder, facts)
+    base, params = load_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
     found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
     if facts["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
-    domain = Domain(facts["base"], facts["domain_token"], base, params, encoder, factors, **options)
-    _check_fits(path, domain)
+    domain = Domain(base_name, facts["domain_token"], base, params, encoder, factors, **options)
+    part = misfit(domain)
+    if part:
+        raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")
     return domain
 
 
-def _check_fits(path: Path, domain: Domain) -> None:
-    """Errors: `UserError` for a domain token that is none, and for an encoder or offsets of other shapes than the base asks for."""
+def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
+    """The part, "encoder" or "offsets", whose shapes are others than the base asks for; None where both fit.
+
+    `feature_width` is the base's, which takes it seconds to tell; where not given, the encoder's own is believed.
+
+    Errors: `UserError` for a domain token that is none.
+    """
     method, base = domain.method, domain.base
     found = jax.tree.map(lambda leaf: leaf.shape, domain.encoder)
     hidden = domain.encoder.get("unet_hidden")
-    # The width of φ_unet, which the base would take seconds to tell.
-    width = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
+    own = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
+    width = own if feature_width is None else (feature_width,)
     clip, features = jnp.zeros((1, base.feature_count(domain.clip_features), base.clip_width)), jnp.zeros((1, *width))
     promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
     if found != jax.tree.map(lambda leaf: leaf.shape, promised):
-        raise UserError(f"{path.parent / 'encoder.safetensors'} does not fit base and clip_features of {path.name}; {_MEND}.")
+        return "encoder"
     kernels = base.offset_kernels(domain.params["unet"])
     for name, pair in domain.factors.items():
         shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
         kernel = kernels.get(name)
         if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
-            raise UserError(f"{path.parent / 'offsets.safetensors'} does not fit the base: {shortened(name)}; {_MEND}.")
+            return "offsets"
+    return None
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Range:
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
-        return low if self.high >= _MANY else f"{low} and at most {self.high:g}"
+        return f"{low} and at most {int(self.high) if self.whole else format(self.high, 'g')}"
 
 
 def _whole(low: int, high: int) -> Range:

@@ -179,6 +179,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """
     beside = Path(os.path.abspath(beside))
     folder = None
+    made = [parent for parent in beside.parents if not parent.exists()]
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}."))
@@ -190,6 +191,10 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        # Those that hold something now are not removed.
+        with contextlib.suppress(OSError):
+            for parent in made:
+                parent.rmdir()
 
 
 def move_files(made: Path, folder: Path) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from public_checkpoints import HAS_TORCH, write_checkpoints
 
+from e4t_jax import bases, domain_files, pretraining
 from e4t_jax import domain as domain_module
-from e4t_jax import domain_files, pretraining
 from e4t_jax.bases import StableDiffusion, load_base
-from e4t_jax.cli import base, demo, evaluate, export, generate, judges, pretrain, tune
+from e4t_jax.cli import base, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
 from e4t_jax.cli.shared import run
 from e4t_jax.creatures import base_stages, judge_stages
 from e4t_jax.errors import UserError
@@ -36,6 +37,7 @@ COMMANDS = {
     "demo": demo.main,
     "train-base": base.main,
     "train-judges": judges.main,
+    **({"import-reference": import_reference.main} if HAS_TORCH else {}),
 }
 
 
@@ -61,9 +63,11 @@ def reach(*_, **__):
 
 
 def make_world(folder: Path) -> World:
-    """The tiny world, and a text where pictures are and a picture where texts are."""
+    """The tiny world, a text where pictures are, and checkpoints of the public code where PyTorch can write them."""
     world = write_tiny_world(folder)
     (folder / "notes.txt").write_text("no picture")
+    if HAS_TORCH:
+        write_checkpoints(folder, load_base(str(world.base))[0], world.base / "unet" / "diffusion_pytorch_model.safetensors")
     return world
 
 
@@ -115,6 +119,7 @@ def nothing_compiled():
         (training, "compile_step", compile_step),
         (domain_files, "load_base", load_base_once),
         (pretraining, "load_base", load_base_once),
+        (bases, "load_base", load_base_once),
         (evaluate, "load_judges", reach),
         (demo, "load_judges", reach),
         (base_stages, "draw_pictures", reach),

@@ -57,6 +57,7 @@ def test_no_command_connects(world, tmp_path, command, domain, request):
         "demo": ["--out", tmp_path / "out"],
         "train-base": ["--start", world.base, "--out", tmp_path / "out", "--work", tmp_path / "work"],
         "train-judges": ["--out", tmp_path / "out"],
+        "import-reference": ["--reference", world.base.parent / "pretrained", "--base", world.base, "--out", tmp_path / "out"],
     }
     outcome = call(command, arguments[command])
     assert not outcome.traceback, outcome.traceback

@@ -53,6 +53,13 @@ def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
     return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER))
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of a base that ships with the package, or is given as a folder; None for all others."""
+    shipped = registry.find("base", name)
+    folder = shipped() if shipped else Path(name)
+    return folder if folder.is_dir() else None
+
+
 def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
     """Random weights of the true geometry "sd15" or "sd21", with a tokenizer that knows the words of this package's prompts.
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
 
 from e4t_jax.bases.formats import read_json
-from e4t_jax.errors import UserError, reason_of
+from e4t_jax.errors import UserError, reason_of, shortened
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
+_WORD_END = "</w>"
+_SPECIAL = re.compile(r"<[^<>]+>")  # what no merge makes
 
 
 def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = None) -> CLIPTokenizer:
@@ -65,10 +69,12 @@ def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedToke
         if (folder / name).exists():
             read_json(folder / name)
     if whole.exists() and not (vocab.exists() and merges.exists()):
-        read_json(whole)
+        model = read_json(whole).get("model")
+        model = model if isinstance(model, dict) else {}
+        _check_words(whole, model.get("vocab"), whole, _pairs(model.get("merges")))
         kind = CLIPTokenizerFast
     else:
-        _check_merges(merges, read_json(vocab))
+        _check_words(vocab, read_json(vocab), merges, _read_merges(merges))
         kind = CLIPTokenizer
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
@@ -89,20 +95,47 @@ def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedToke
     return tokenizer
 
 
-def _check_merges(path: Path, vocabulary: dict) -> None:
-    """Every line but the heading joins two pieces to a word of the vocabulary: a file that was cut off has one that does not."""
+def _read_merges(path: Path) -> list[list[str]]:
+    """The pairs of pieces that the lines of merges.txt join, heading apart."""
     try:
         lines = path.read_text(encoding="utf-8").strip().split("\n")[1:]
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; the base model is incomplete, copy it again.") from None
     except (OSError, UnicodeDecodeError):
         raise UserError(f"{path} is damaged; copy it again.") from None
+    return [line.split() for line in lines]
+
+
+def _pairs(merges: Any) -> list[list[str]]:
+    """The same of tokenizer.json, where a pair is a list, or a text in older files."""
+    return [pair.split() if isinstance(pair, str) else pair for pair in (merges if isinstance(merges, list) else [])]
+
+
+def _check_words(vocab: Path, vocabulary: Any, merges: Path, pairs: list[list[str]]) -> None:
+    """Merges and vocabulary are of one tokenizer, and whole: either cut off, at the end of a line too, differs from the other.
+
+    Every pair joins two words to a third, every word longer than a letter is joined so, and ids count up from 0.
+
+    Errors: `UserError` where they do not; it names the files.
+    """
+    if not isinstance(vocabulary, dict) or sorted(map(str, vocabulary.values())) != sorted(map(str, range(len(vocabulary)))):
+        raise UserError(f"{vocab} is damaged (the ids of its words do not count up from 0); copy it again.")
+    words = {word for word in vocabulary if len(word.removesuffix(_WORD_END)) > 1 and not _SPECIAL.fullmatch(word)}
     # CLIP's file goes on after what its vocabulary was made of, as the reader knows.
-    for line in lines[: len(vocabulary)]:
-        if len(line.split()) != 2:
-            raise UserError(f"{path} is damaged ({line[:40]!r} are not two pieces of a word); copy it again.")
-    if not lines or "".join(lines[0].split()) not in vocabulary:
-        raise UserError(f"{path} is damaged, or of another tokenizer than vocab.json beside it; copy both again.")
+    pairs = pairs[: len(words)] if len(pairs) > len(vocabulary) else pairs
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(piece, str) for piece in pair):
+            raise UserError(f"{merges} is damaged ({shortened(pair)} is no pair of pieces of a word); copy it again.")
+    joined = {"".join(pair) for pair in pairs}
+    for lost, what in (
+        (joined.union(*pairs) - set(vocabulary), f"it asks for {{}}, which {vocab.name} does not hold"),
+        (words - joined, f"it makes no {{}}, which {vocab.name} holds"),
+    ):
+        if lost:
+            what = what.format(shortened(min(lost)))
+            raise UserError(
+                f"{merges} does not fit the words of {vocab.name}: {what}; one was cut off or is another's, copy both again."
+            )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

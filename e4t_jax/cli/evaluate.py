@@ -19,6 +19,7 @@ from e4t_jax.creatures.trial import Trial, held_out, judge_pictures, personalise
 from e4t_jax.data.images import encode_png, picture_grid
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import load_domain
+from e4t_jax.errors import UserError
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
@@ -54,8 +55,13 @@ class Config(NetworkCommand):
 
 def main(config: Config) -> None:
     check_writable(config.out)
-    domain, judges, seed = load_domain(config.domain, dtype=config.dtype), load_judges(), config.tuning.seed
+    domain, seed = load_domain(config.domain, dtype=config.dtype), config.tuning.seed
     drawing = SampleSettings(seed, config.sampling_steps, config.guidance)
+    try:
+        domain.sampler(drawing)  # says what is wrong with its steps before minutes of tuning
+    except UserError as error:
+        raise UserError(error.message, "sampling_steps") from None
+    judges = load_judges()
     ask = partial(held_out, seed, config.concepts, config.prompts, split=config.split)
     trial = ask(any_style=config.pictures == "any")
     metrics, images = measure(config, domain, judges, trial, drawing, config.out)

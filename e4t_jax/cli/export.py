@@ -16,6 +16,7 @@ from e4t_jax import bases
 from e4t_jax.cli.shared import Command
 from e4t_jax.concept import load_concept
 from e4t_jax.domain_files import load_domain
+from e4t_jax.errors import UserError
 from e4t_jax.interop.diffusers import check_token, constant_word, lora, merged_base
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.storage import check_writable, write_file
@@ -51,6 +52,9 @@ def main(config: Config) -> None:
     domain = load_domain(config.domain)
     concept = load_concept(config.concept, domain.fingerprint)
     dtype = np.dtype(config.dtype)
+    base = bases.local_folder(domain.base_name)
+    if config.format == "diffusers" and base is not None and config.out.exists() and config.out.samefile(base):
+        raise UserError(f"{config.out} holds the base that the domain was trained on; choose another folder.", "out")
     if config.format == "lora":
         update = lora(domain, concept, config.rank, config.error)
         write_tensors(config.out / "pytorch_lora_weights.safetensors", update.tensors, dtype)

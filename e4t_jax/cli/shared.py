@@ -116,6 +116,7 @@ def _one_line(box: str) -> str:
     if lines and lines[0].startswith("Missing"):
         missing = re.findall(r"(?m)^--[\w-]+", "\n".join(lines))
         return f"{' and '.join(missing)} must be given"
+    lines = [line for line in lines if line.strip("-")]  # where no box is drawn, rules are of hyphens
     text = re.sub(r"invalid literal for (\w+)\(\)[^:]*: ", r"no \1: ", " ".join(lines))
     return text.removeprefix("Error parsing ")[:300] or "the command line cannot be read"
 

@@ -13,7 +13,7 @@ from typing import Annotated
 from e4t_jax.cli.shared import Inline, NetworkCommand, names_of, progress, say
 from e4t_jax.concept import concept_bytes
 from e4t_jax.data.images import is_mask, mask_beside
-from e4t_jax.domain_files import load_domain
+from e4t_jax.domain_files import check_names, load_domain
 from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.tune import TuneSettings
 
@@ -35,8 +35,10 @@ class Config(NetworkCommand):
 
 def main(config: Config) -> None:
     images = pictures_of(config.images)
-    names_of(images, "images", empty="there is no picture; give one or more.", named="concepts are named after their files")
+    names = names_of(images, "images", empty="there is no picture; give one or more.", named="concepts are named after their files")
     check_writable(config.out)
+    if (config.out / "domain.json").exists():
+        check_names(config.out, [f"{name}.safetensors" for name in names])
     domain = load_domain(config.domain, dtype=config.dtype)
     began = time.perf_counter()
     concepts = domain.tune(images, config.tuning, caption=config.caption, track=partial(progress, description="tuning"))

@@ -22,6 +22,7 @@ from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
 from e4t_jax.prompts import PLACEHOLDER, templates
 
 State = Mapping[str, np.ndarray]
+_network_factors = jax.jit(factors_of_network)
 _HALF = 2e-3  # what half precision may lose of the largest entry, twice
 # Its lists of prompts by name, and the kind of captions of ours that each is.
 _TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
@@ -109,12 +110,11 @@ def read_offsets(state: State, file: str) -> Factors:
     owners = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+\.wo_[qkv])\.v", name))})
     if not owners:
         raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
-    network_factors = jax.jit(factors_of_network)
     factors = {}
     for owner in owners:
         network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
         path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
-        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = network_factors(network)
+        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = _network_factors(network)
     return factors
 
 
@@ -142,14 +142,21 @@ def read_encoder(state: State, file: str) -> Params:
     return jax.tree.map(jnp.asarray, tree)
 
 
-def read_image_encoder(state: State, file: str, activation: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(configuration, tensors) in transformers' names of the OpenCLIP tower inside a checkpoint's encoder.
 
-    `activation` is "gelu", or "quick_gelu" for the weights that OpenAI trained.
+    `model` is what its settings call the tower.
+
+    Errors: `UserError` for a tower that lacks a part.
     """
     tower = {name.removeprefix("clip_vision."): value for name, value in state.items() if name.startswith("clip_vision.")}
     patches = take(tower, "conv1.weight", file)
+    if patches.ndim != 4:
+        raise UserError(f"{file}: clip_vision.conv1.weight is no convolution; give a checkpoint of the public E4T implementation.")
     width, _, patch, _ = patches.shape
+    # The weights that OpenAI trained have an activation of their own. None of its towers is wider than 1024: of a wider one, the
+    # settings hold a default that the public code never read.
+    activation = "quick_gelu" if "openai" in model and width <= 1024 else "gelu"
     tensors = {
         "embeddings.patch_embedding.weight": patches,
         "embeddings.class_embedding": take(tower, "class_embedding", file),

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -219,19 +216,6 @@ def test_on_a_disk_that_fills_the_older_checkpoint_stays(tmp_path):
 
 
 # runs that end -----------------------------------------------------------------------------------------------------------
-
-
-def test_killed_at_random_moments_a_run_ends_bit_identical(tmp_path):
-    """SIGKILL at the start, between saves and in the middle of them; then the same command again."""
-    trials = 20 if os.environ.get("E4T_FUZZ") else 6
-    script = Path(__file__).with_name("killed_runs.py")
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run([sys.executable, script, tmp_path, str(trials), "3"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["errors"] == []
-    assert figures["finished"] == figures["identical"] == trials
-    assert figures["killed_while_saving"] >= 2 and figures["killed"] > trials // 2
 
 
 def toy_step(bad_from=10**9, where="params"):
