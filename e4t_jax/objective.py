@@ -143,6 +143,7 @@ def e4t_loss(
     key: PRNGKeyArray,
     *,
     regularisation: float | Float[Array, ""],
+    follow_features: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms).
 
@@ -154,7 +155,7 @@ def e4t_loss(
     slices = jax.random.permutation(order_key, count) + jax.random.uniform(time_key, (count,))
     t = jnp.floor(slices / count * method.schedule.num_train_timesteps).astype(jnp.int32)
     noise = jax.random.normal(noise_key, batch.latents.shape, batch.latents.dtype)
-    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation)
+    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation, follow_features=follow_features)
 
 
 def e4t_loss_at(
@@ -166,12 +167,18 @@ def e4t_loss_at(
     noise: Float[Array, "batch height width channels"],
     *,
     regularisation: float | Float[Array, ""],
+    follow_features: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The E4T loss at given timesteps and noise; λ = `regularisation`."""
+    """The E4T loss at given timesteps and noise; λ = `regularisation`.
+
+    Without `follow_features`, φ is a number and no function of the offsets: the gradient skips the U-Net's pass that φ comes from.
+    """
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     empty = empty_states(method, frozen, len(batch.latents))
     features = method.base.features(unet, z_t, t, empty)
+    if not follow_features:
+        features = jax.lax.stop_gradient(features)
     folded = fold(method, trainable, frozen, batch.clip)
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
