@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
 
-.PHONY: setup demo test test-fast test-full fuzz test-newest wheel lint base judges pretrain evaluate clean
+.PHONY: setup demo test test-fast test-full fuzz test-newest wheel lint base judges pretrain evaluate bench clean
 
 setup: $(STAMP)
 
@@ -63,6 +63,10 @@ judges: setup ## train the embedded world's judges
 pretrain: setup ## pretrain the domain "creatures" on that base
 	$(BIN)/python -m train.pretrain --out e4t_jax/creatures/assets/creatures --resume \
 		--steps 3000 --regularisation 1e-4 --clip-features tokens
+
+bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes
+	$(BIN)/python benchmarks/tuning.py
+	$(BIN)/python benchmarks/versus_pytorch.py
 
 evaluate: setup ## measure five steps on 64 held-out creatures
 	$(BIN)/python -m infer.evaluate

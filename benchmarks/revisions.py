@@ -26,16 +26,16 @@ def child() -> None:
     import optax
 
     from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
-    from e4t_jax.sample import sample_images
+    from e4t_jax.sample import sample_latents
     from e4t_jax.samplers import sampler
 
     try:
         from e4t_jax.domain_files import load_domain
         from e4t_jax.training.tune import Recipe as Settings
-        from e4t_jax.training.tune import Views, tune_many
+        from e4t_jax.training.tune import Views, tune_one
     except ImportError:  # revisions before the rooms were built
         from e4t_jax.tune import TuneSettings as Settings
-        from e4t_jax.tune import Views, tune_many
+        from e4t_jax.tune import Views, tune_one
 
         from e4t_jax.domain import load_domain
     domain = load_domain("creatures")
@@ -56,21 +56,20 @@ def child() -> None:
     plain = Frozen(frozen.unet, frozen.text_encoder)
     trainable = Trainable(frozen.factors, frozen.encoder)
     moments = tx.init(trainable)
-    views = Views(latents[None, :6], clip[:1], jnp.ones((1, 6, *latents.shape[1:3])))
-    prompts = ids[None, :4], placeholder[None, :4]
+    views = Views(latents[:6], clip[0], jnp.ones((6, *latents.shape[1:3])))
+    prompts = ids[:4], placeholder[:4]
+    tune = jax.jit(tune_one)
 
     def tuning(scope):
         rates = {"learning_rate": 0.05, "word_rate": 0.2, "regularisation": 1e-4}
         settings = Settings(scope=scope, steps=5, batch_size=16, **rates)
-        return lambda: tune_many(method, frozen, views, prompts, keys[2], settings)
+        return lambda: tune(method, frozen, views, prompts, keys[2], settings)
+
+    draw = jax.jit(sample_latents)
 
     def sampling():
-        steps, noise = sampler(method.schedule, "ddim", 10), latents[None, :4]
-        concept = jax.tree.map(lambda leaf: leaf[None], Trainable())
-        folded = jnp.zeros((1, base.clip_width))
-        return sample_images(
-            method, steps, concept, frozen, domain.params["vae"], folded, ids[:4], placeholder[:4], noise, 4.0, keys[3]
-        )
+        steps, folded = sampler(method.schedule, "ddim", 10), jnp.zeros(base.clip_width)
+        return draw(method, steps, Trainable(), frozen, folded, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])
 
     cases = {
         "pretraining": lambda: pretraining(trainable, moments, batch, keys[2]),

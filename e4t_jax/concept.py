@@ -6,7 +6,6 @@ residual and rank-1 factors, some kilobytes; float16 as a rule. Its header names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ class Concept(NamedTuple):
     domain: str  # fingerprint of the domain it was tuned in
     trainable: Trainable
     folded: Float[Array | np.ndarray, " clip_width"]
+    origin: str = ""  # a checksum of picture and settings: what would be made of the same again, is this
 
     def __repr__(self) -> str:
         numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))
@@ -61,7 +61,7 @@ def concept_bytes(concept: Concept, dtype: Any = np.float16) -> bytes:
         tensors = {name: np.asarray(leaf).astype(dtype) for name, leaf in flat.items()}
     if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{concept.name} holds numbers beyond {np.dtype(dtype)}; lower the learning rate it was tuned with.")
-    return pack(tensors, {"kind": _KIND, "scope": concept.scope, "domain": concept.domain})
+    return pack(tensors, {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin})
 
 
 def load_concept(path: str | Path, domain: str | None = None) -> Concept:
@@ -87,18 +87,4 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         whole = False
     if not whole:
         raise UserError(f"{path} lacks a part of a concept; tune it again.")
-    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded)
-
-
-def stack(concepts: Sequence[Concept]) -> tuple[Trainable, Array]:
-    """Trainable parts and folds with a leading axis of concepts.
-
-    Errors: `UserError` when the concepts are of different scopes.
-    """
-    if len({concept.scope for concept in concepts}) > 1:
-        scopes = ", ".join(f"{concept.name} ({concept.scope})" for concept in concepts)
-        raise UserError(f"concepts of different scopes cannot be drawn in one call: {scopes}; call once a scope.", "concepts")
-    if len({jax.tree.structure(concept.trainable) for concept in concepts}) > 1:
-        raise UserError("some were tuned and some were not (0 steps); call once for each kind.", "concepts")
-    trainables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[concept.trainable for concept in concepts])
-    return trainables, jnp.stack([jnp.asarray(concept.folded) for concept in concepts])
+    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded, header.get("origin", ""))

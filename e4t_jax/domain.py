@@ -9,35 +9,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import grain.python as grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PRNGKeyArray, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
-from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, Params
-from e4t_jax.captioning import pick_captions, read_scene
-from e4t_jax.concept import Concept, stack
+from e4t_jax.chunks import over
+from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image
-from e4t_jax.data.views import make_views
-from e4t_jax.encode import Encoders, encode_pictures
+from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
-from e4t_jax.objective import Frozen, Method, Trainable, fold, make_method
+from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors
+from e4t_jax.outcomes import Outcome, Outcomes
 from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, scene_captions, tokenize
-from e4t_jax.sample import SampleSettings, sample_images
+from e4t_jax.sample import Drawing, Personal, SampleSettings, draw
 from e4t_jax.samplers import Sampler, own_method, sampler
-from e4t_jax.storage import fingerprint
-from e4t_jax.training.tune import Recipe, TuneSettings, Views, tune_many
+from e4t_jax.storage import digest, fingerprint, to_json
+from e4t_jax.training.personalise import Captions, Given, Personalised, Personalising, given, personalise
+from e4t_jax.training.tune import Prompts, Recipe, TuneSettings
 
-_VIEWS = 6
-_PROMPTS = 8  # of each picture whose caption is read off it, so that doubt between captions shows
-CONCEPTS_PER_CALL = 16
+_AHEAD = 64  # pictures read while others are tuned
 Track = Callable[[Iterable], Iterable]
 
 
@@ -86,14 +85,34 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> list[Concept]:
-        """Concepts of pictures (files, PIL pictures or arrays), some dozen tuned at once by one compiled call.
+        """Concepts of pictures (files, PIL pictures or arrays), several tuned at once by one compiled call.
 
         `changes` are single fields of `settings`: `domain.tune(paths, steps=5)`. `caption` tells what the pictures show around
         `*s` ("a photo of *s in a meadow"), one for all or one a picture; where not given, the base reads it off each picture
-        (`captioning`). `names` are those of the concepts; files lend theirs. `track` wraps the loop over the calls.
+        (`captioning`). `names` are those of the concepts; files lend theirs. `track` wraps the loop over the concepts.
 
         Errors: `UserError` for a picture that cannot be read, a missing mask, a caption without the placeholder, settings out
-        of range, or a loss that is not finite.
+        of range, or a loss that is not finite. `tune_many` goes on where this stops.
+        """
+        outcomes = self.tune_many(images, settings, caption=caption, names=names, **changes)
+        return [outcome.unwrap() for outcome in track(outcomes)]
+
+    def tune_many(
+        self,
+        images: Sequence[PictureLike],
+        settings: TuneSettings | None = None,
+        *,
+        caption: str | Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
+        done: Callable[[str, str], bool] = lambda name, origin: False,
+        **changes: Any,
+    ) -> Outcomes[Concept]:
+        """`tune` for any number of pictures: each concept as soon as it is there, while the next pictures are read.
+
+        A picture that cannot be read or tuned is an outcome of its own, with its error; the others are tuned. `done(name, origin)`
+        says whether to leave a picture out, since its concept was made before; `origin` is that concept's (`Concept.origin`).
+
+        Errors: `UserError` as `tune`, for what concerns all pictures.
         """
         settings = _changed(settings or TuneSettings(), changes)
         recipe = settings.recipe(self.regularisation)
@@ -102,54 +121,50 @@ class Domain:
         captions = [caption] * len(images) if isinstance(caption, str) else caption
         if captions is not None and len(captions) != len(images):
             raise UserError(f"there are {len(captions)} for {len(images)} pictures; give one for all, or one for each.", "caption")
-        names = names or [_name(image, row) for row, image in enumerate(images)]
         tokens = None if captions is None else self.tokenize(captions)
-        pictures, masks = zip(*(self._read(image, settings.mask) for image in images), strict=True)
-        concepts: list[Concept] = []
-        for rows in track(_chunks(len(images))):
-            own_pictures, own_masks = (np.stack([part[row] for row in rows]) for part in (pictures, masks))
-            own_tokens = None if tokens is None else tuple(part[rows] for part in tokens)
-            concepts += self._tune_chunk(own_pictures, own_masks, own_tokens, [names[row] for row in rows], recipe, settings.seed)
-        return concepts[: len(images)]
 
-    def _read(self, image: PictureLike, mask: str) -> tuple[np.ndarray, np.ndarray]:
+        def read(row: int) -> tuple[Outcome[Concept], Given | None]:
+            name = names[row] if names else _name(images[row], row)
+            try:
+                own = self._read(images[row], settings.mask, None if tokens is None else tuple(part[row][None] for part in tokens))
+            except UserError as error:
+                return Outcome(name, error=error), None
+            origin = _origin(own, settings, recipe, captions[row] if captions else None, self)
+            return Outcome(name, origin=origin), None if done(name, origin) else own
+
+        rows = grain.MapDataset.range(len(images)).map(read)
+        ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
+        made = over(personalise, self._personalising(recipe, settings.seed), ahead, len(images), lower="batch_size")
+        return Outcomes(len(images), (self._concept(recipe.scope, *pair) for pair in made))
+
+    def _read(self, image: PictureLike, mask: str, caption: Prompts | None) -> Given:
         picture, found = read_image(image, self.base.image_size, use_mask=mask != "none")
         if found is None and mask == "file":
             raise UserError(
                 f"{_name(image, 0)} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask"
             )
-        return picture, np.ones(picture.shape[:2], np.float32) if found is None else found
+        return given(picture, found, caption)
 
-    def _tune_chunk(self, pictures, masks, tokens: tuple | None, names: Sequence[str], recipe: Recipe, seed: int) -> list[Concept]:
-        views_key, caption_key, tune_key = jax.random.split(jax.random.key(seed), 3)
-        encoders = Encoders(self.params["vae"], self.params["image_encoder"])
-        views = _prepare_views(self.base, self.clip_features, encoders, pictures, masks, views_key)
-        trainables = [Trainable()] * len(names)
-        if recipe.steps:
-            if tokens is None:
-                prompts = self._read_prompts(views, caption_key)
-            else:
-                prompts = tuple(jnp.asarray(part)[:, None] for part in tokens)
-            tuned, losses = tune_many(self.method, self.frozen, views, prompts, tune_key, recipe)
-            finite = np.isfinite(np.asarray(losses)).all(axis=1)
-            for leaf in jax.tree.leaves(tuned):
-                finite &= np.isfinite(np.asarray(leaf)).all(axis=tuple(range(1, leaf.ndim)))
-            if not finite.all():
-                raise UserError(f"{names[int(np.argmin(finite))]} came out not finite; lower it or the steps.", "learning_rate")
-            trainables = [jax.tree.map(lambda leaf, i=i: leaf[i], tuned) for i in range(len(names))]
-        return [
-            Concept(name, recipe.scope, self.fingerprint, trainable, fold(self.method, trainable, self.frozen, clip[None])[0])
-            for name, trainable, clip in zip(names, trainables, views.clip, strict=True)
-        ]
-
-    def _read_prompts(self, views: Views, key: PRNGKeyArray) -> tuple[Array, ...]:
-        """Tokens of what the base reads off each picture, `[concepts, prompts, length]`."""
+    def _personalising(self, recipe: Recipe, seed: int) -> Personalising:
         grid = scene_captions(self.template)
-        ids, placeholder = (
-            jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in self.tokenize([one for row in grid for one in row])
+        captions = Captions(
+            *(
+                jnp.asarray(part).reshape(len(grid), len(grid[0]), -1)
+                for part in self.tokenize([caption for row in grid for caption in row])
+            )
         )
-        picked = _read_captions(self.method, self.frozen, views.latents[:, 0], views.clip, ids, placeholder, key)
-        return tuple(part.reshape(-1, part.shape[-1])[picked] for part in (ids, placeholder))
+        encoders = Encoders(self.params["vae"], self.params["image_encoder"])
+        return Personalising(self.method, self.frozen, encoders, captions, jax.random.key(seed), recipe, self.clip_features)
+
+    def _concept(self, scope: str, outcome: Outcome[Concept], made: Personalised | None) -> Outcome[Concept]:
+        if made is None:
+            return outcome
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made)):
+            return dataclasses.replace(
+                outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
+            )
+        concept = Concept(outcome.name, scope, self.fingerprint, made.trainable, made.folded, outcome.origin)
+        return dataclasses.replace(outcome, result=concept)
 
     def generate(
         self,
@@ -167,52 +182,64 @@ class Domain:
         Errors: `UserError` for a prompt without the placeholder, an unknown sampler, settings out of range, concepts of another
         domain, or pictures that are not finite.
         """
-        settings = _changed(settings or SampleSettings(), changes)
-        settings.check()
         if not len(concepts):
             raise UserError("there is no concept; give one or more.", "concepts")
-        for concept in concepts:
+        outcomes = self.generate_many(concepts, prompts, settings, count=len(concepts), **changes)
+        return np.stack([outcome.unwrap() for outcome in track(outcomes)])
+
+    def generate_many(
+        self,
+        concepts: Iterable[Concept],
+        prompts: Sequence[str],
+        settings: SampleSettings | None = None,
+        *,
+        count: int,
+        **changes: Any,
+    ) -> Outcomes[UInt8[np.ndarray, "prompts h w 3"]]:
+        """`generate` for any number of concepts, up to `count`: the pictures of each as soon as they are there.
+
+        A concept of another domain, or whose pictures are not finite, is an outcome with its error; the others are drawn.
+
+        Errors: `UserError` as `generate`, for what concerns all concepts.
+        """
+        settings = _changed(settings or SampleSettings(), changes)
+        run = self._drawing(self.frozen, self.tokenize(prompts), settings)
+
+        def own(concept: Concept) -> tuple[Outcome[np.ndarray], Personal | None]:
             if concept.domain != self.fingerprint:
-                raise UserError(f"{concept.name} was tuned in another domain or on another base.", "concepts")
-        tokens = self.tokenize(prompts)
-        drawn = [
-            self._draw(self.frozen, *stack([concepts[row] for row in rows]), tokens, settings)
-            for rows in track(_chunks(len(concepts)))
-        ]
-        return np.concatenate(drawn)[: len(concepts)]
+                error = UserError(f"{concept.name} was tuned in another domain or on another base.", "concepts")
+                return Outcome(concept.name, error=error), None
+            return Outcome(concept.name), Personal(concept.trainable, concept.folded)
+
+        made = over(draw, run, map(own, concepts), count, lower="prompts")
+        return Outcomes(count, (_pictures(*pair) for pair in made))
 
     def generate_class(
         self, count: int, prompts: Sequence[str], settings: SampleSettings | None = None, **changes: Any
     ) -> UInt8[np.ndarray, "count prompts h w 3"]:
         """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
         settings = _changed(settings or SampleSettings(), changes)
-        settings.check()
         ids, placeholder = self.tokenize(prompts)
-        folded = jnp.zeros((1, self.base.clip_width))
-        frozen = self.frozen._replace(factors=None)
-        drawn = self._draw(frozen, Trainable(), folded, TokenizedPrompts(ids, np.zeros_like(placeholder)), settings)
-        return np.repeat(drawn, count, axis=0)
+        tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
+        run = self._drawing(self.frozen._replace(factors=None), tokens, settings)
+        own = Personal(Trainable(), np.zeros(self.base.clip_width, np.float32))
+        ((_, made),) = over(draw, run, [(None, own)], 1, lower="prompts")
+        return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
-    def _draw(self, frozen: Frozen, trainables: Trainable, folded: Array, tokens: TokenizedPrompts, settings: SampleSettings):
+    def _drawing(self, frozen: Frozen, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+        settings.check()
         noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
-        noise = jax.random.normal(noise_key, (1, len(tokens.ids), *self.base.latent_shape))
-        noise = jnp.broadcast_to(noise, (len(folded), *noise.shape[1:]))
-        images = sample_images(
+        return Drawing(
             self.method,
             self.sampler(settings),
-            trainables,
             frozen,
             self.params["vae"],
-            folded,
-            *(jnp.asarray(part) for part in tokens),
-            noise,
+            jnp.asarray(tokens.ids),
+            jnp.asarray(tokens.placeholder),
+            jax.random.normal(noise_key, (len(tokens.ids), *self.base.latent_shape)),
             self.guidance if settings.guidance is None else settings.guidance,
             step_key,
         )
-        pixels = np.asarray(jnp.round((images + 1) * 127.5))
-        if not np.isfinite(pixels).all():
-            raise UserError("the pictures came out not finite; lower the guidance, or tune at a lower rate.", "concepts")
-        return pixels.astype(np.uint8)
 
     def sampler(self, settings: SampleSettings) -> Sampler:
         """The sampler that the settings ask for, on this base.
@@ -244,24 +271,18 @@ def _name(image: PictureLike, row: int) -> str:
     return Path(image).stem if isinstance(image, str | Path) else f"concept_{row}"
 
 
-def _chunks(count: int) -> list[list[int]]:
-    """Rows 0 … count - 1 in calls of one size, so that one program serves all; the last takes some of the first again."""
-    size = min(count, CONCEPTS_PER_CALL)
-    return [[row % count for row in range(start, start + size)] for start in range(0, count, max(size, 1))]
+def _origin(own: Given, settings: TuneSettings, recipe: Recipe, caption: str | None, domain: Domain) -> str:
+    """A checksum of all that a concept follows from."""
+    pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
+    facts = {**dataclasses.asdict(recipe), "seed": settings.seed, "caption": caption, "domain": domain.fingerprint}
+    return digest(to_json({**facts, "pixels": pixels, "template": domain.template}).encode())
 
 
-@jax.jit
-def _read_captions(method, frozen, latents, clip, ids, placeholder, key) -> Int[Array, "concepts prompts"]:
-    def read(own_latents, own_clip):
-        return pick_captions(read_scene(method, frozen, own_latents, own_clip, ids, placeholder, key), _PROMPTS)
-
-    return jax.vmap(read)(latents, clip)
-
-
-@partial(jax.jit, static_argnames=("base", "clip_features"))
-def _prepare_views(base: Base, clip_features: str, encoders: Encoders, pictures, masks, key) -> Views:
-    images, view_masks = jax.vmap(lambda picture, mask: make_views(picture, mask, key, _VIEWS))(pictures, masks)
-    flat_images, flat_masks = (part.reshape(-1, *part.shape[2:]) for part in (images, view_masks))
-    latents, clip, small = encode_pictures(base, clip_features, encoders, flat_images, flat_masks, pictures)
-    shape = images.shape[:2]
-    return Views(latents.reshape(*shape, *latents.shape[1:]), clip, small.reshape(*shape, *small.shape[1:]))
+def _pictures(outcome: Outcome[np.ndarray], made: np.ndarray | None) -> Outcome[np.ndarray]:
+    if made is None:
+        return outcome
+    pixels = np.round((made + 1) * 127.5)
+    if not np.isfinite(pixels).all():
+        said = f"the pictures of {outcome.name} came out not finite; lower the guidance, or tune at a lower rate."
+        return dataclasses.replace(outcome, error=UserError(said, "concepts"))
+    return dataclasses.replace(outcome, result=pixels.astype(np.uint8))

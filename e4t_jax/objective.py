@@ -150,10 +150,11 @@ def e4t_loss(
     key: PRNGKeyArray,
     *,
     regularisation: float | Float[Array, ""],
+    follow_features: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
     draws = draw(method, len(batch.latents), key)
-    return e4t_loss_at(method, trainable, frozen, batch, draws.t, draws.noise, regularisation=regularisation)
+    return e4t_loss_at(method, trainable, frozen, batch, *draws, regularisation=regularisation, follow_features=follow_features)
 
 
 def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
@@ -178,15 +179,19 @@ def e4t_loss_at(
     *,
     regularisation: float | Float[Array, ""],
     mean_mask: Float[Array, ""] | None = None,
+    follow_features: bool = True,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The E4T loss at given timesteps and noise; λ = `regularisation`.
 
     For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
+    Without `follow_features`, φ is a number and no function of the offsets: the gradient skips the U-Net's pass that φ comes from.
     """
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     empty = empty_states(method, frozen, len(batch.latents))
     features = method.base.features(unet, z_t, t, empty)
+    if not follow_features:
+        features = jax.lax.stop_gradient(features)
     folded = fold(method, trainable, frozen, batch.clip)
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)

@@ -13,10 +13,12 @@ The empty prompt's pass serves guidance and features at once, so a step costs tw
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
@@ -78,25 +80,40 @@ def sample_latents(
     return state.latents, words
 
 
-@jax.jit
-def sample_images(
-    method: Method,
-    sampler: Sampler,
-    trainables: Trainable,
-    frozen: Frozen,
-    vae: Params,
-    folded: Float[Array, "concepts clip_width"],
-    ids: Int[Array, "prompts length"],
-    placeholder: Bool[Array, "prompts length"],
-    noise: Float[Array, "concepts prompts height width channels"],
-    guidance: float | Float[Array, ""],
-    key: PRNGKeyArray,
-) -> Float[Array, "concepts prompts h w 3"]:
-    """Every concept in every prompt, decoded to pictures in [-1, 1]: one compiled call, `vmap` over concepts."""
+@struct.dataclass
+class Drawing:
+    """What all concepts of a run share."""
 
-    def one(trainable, fold, own_noise):
-        return sample_latents(method, sampler, trainable, frozen, fold, ids, placeholder, own_noise, guidance, key)[0]
+    method: Method
+    sampler: Sampler
+    frozen: Frozen
+    vae: Params
+    ids: Int[Array, "prompts length"]
+    placeholder: Bool[Array, "prompts length"]
+    noise: Float[Array, "prompts height width channels"]
+    guidance: float | Float[Array, ""]
+    key: PRNGKeyArray
 
-    latents = jax.vmap(one)(trainables, folded, noise)
-    images = method.base.decode(vae, latents.reshape(-1, *latents.shape[2:]))
-    return jnp.clip(images, -1, 1).reshape(*latents.shape[:2], *images.shape[1:])
+
+class Personal(NamedTuple):
+    """What is a concept's own."""
+
+    trainable: Trainable
+    folded: Float[Array | np.ndarray, " clip_width"]
+
+
+def draw(run: Drawing, own: Personal) -> Float[Array, "prompts h w 3"]:
+    """One concept in every prompt, decoded to pictures in [-1, 1]; over many concepts: `chunks`."""
+    latents, _ = sample_latents(
+        run.method,
+        run.sampler,
+        own.trainable,
+        run.frozen,
+        jnp.asarray(own.folded),
+        run.ids,
+        run.placeholder,
+        run.noise,
+        run.guidance,
+        run.key,
+    )
+    return jnp.clip(run.method.base.decode(run.vae, latents), -1, 1)

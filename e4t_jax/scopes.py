@@ -22,10 +22,13 @@ class Scope:
     word_rate: float = 0.0  # of that residual
     encoder: bool = False
     unet: bool = False
+    # Whether the gradient follows φ_unet back through the U-Net. It costs a sixth of a step, and of offsets that learn beside an
+    # encoder that does not, the likeness is the same without (docs/benchmarks.md).
+    follow_features: bool = True
 
 
 SCOPES: dict[str, Scope] = {
-    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2),
+    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2, follow_features=False),
     "head": Scope(rank=3, learning_rate=0.05, encoder=True),
     "full": Scope(rank=3, learning_rate=0.02, encoder=True, unet=True),
 }

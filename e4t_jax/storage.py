@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import json
@@ -17,7 +18,8 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from e4t_jax.errors import UserError, reason_of
 
 FORMAT = 2  # of concepts and domains; 1 had no checksum
 _SPARE = 2**20  # bytes left free beside what is written
+_BEHIND = 32  # files that wait to be written
 
 
 def write_file(path: Path, content: bytes | str) -> Path:
@@ -79,6 +82,25 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
         for name in temporary.values():
             with contextlib.suppress(OSError):
                 os.unlink(name)
+
+
+@contextlib.contextmanager
+def written_behind() -> Iterator[Callable[[Path, bytes], None]]:
+    """Yields what writes a file in another thread, each at once whole: work goes on meanwhile.
+
+    Errors: `UserError` as `write_file`, at a later call or at the end.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque[Future] = collections.deque()
+
+        def write(path: Path, content: bytes) -> None:
+            waiting.append(pool.submit(write_file, path, content))
+            while waiting and (len(waiting) > _BEHIND or waiting[0].done()):
+                waiting.popleft().result()
+
+        yield write
+        for one in waiting:
+            one.result()
 
 
 def _rename_all(temporary: Mapping[Path, str]) -> Path | None:

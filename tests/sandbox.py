@@ -26,7 +26,8 @@ from e4t_jax.errors import UserError
 from e4t_jax.storage import file_digest
 from e4t_jax.testing import World, write_tiny_world
 from e4t_jax.training import pretrain as training
-from e4t_jax.training.tune import Views, start
+from e4t_jax.training.personalise import Personalised
+from e4t_jax.training.tune import start
 
 COMMANDS = {
     "tune": tune.main,
@@ -86,18 +87,16 @@ def load_base_once(name, *arguments, **options):
 def nothing_compiled():
     """Everything that is compiled, replaced: numbers of the right shapes, drawn from nothing."""
 
-    def views_of(model, clip_features, encoders, pictures, masks, key):
-        count = len(pictures)
-        clip = jnp.zeros((count, model.feature_count(clip_features), model.clip_width))
-        return Views(jnp.zeros((count, 6, *model.latent_shape)), clip, jnp.ones((count, 6, *model.latent_shape[:2])))
+    def over(one, shared, rows, count, *, lower):
+        made = personalise if one is domain_module.personalise else draw
+        return ((label, None if own is None else made(shared)) for label, own in rows)
 
-    def tune_many(method, frozen, views, prompts, key, recipe):
-        count = len(views.latents)
-        begun = start(method, frozen, recipe.scope, key)
-        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), begun), jnp.zeros((count, recipe.steps))
+    def personalise(run):
+        begun = start(run.method, run.frozen, run.recipe.scope, run.key)
+        return Personalised(begun, np.zeros(run.recipe.steps), np.zeros(run.method.base.clip_width))
 
-    def sample_images(method, steps, trainables, frozen, vae, folded, ids, *_):
-        return jnp.zeros((len(folded), len(ids), method.base.image_size, method.base.image_size, 3))
+    def draw(run):
+        return np.zeros((len(run.ids), run.method.base.image_size, run.method.base.image_size, 3))
 
     def compile_step(*_):
         def step(state, given, rows, key):
@@ -105,17 +104,11 @@ def nothing_compiled():
 
         return step
 
-    def read_captions(method, frozen, latents, clip, ids, placeholder, key):
-        return jnp.zeros((len(latents), 8), jnp.int32)
-
     def constant_word(domain, concept, **_):
         return np.zeros(domain.base.text_width, np.float32)
 
     patches = [
-        (domain_module, "_prepare_views", views_of),
-        (domain_module, "tune_many", tune_many),
-        (domain_module, "_read_captions", read_captions),
-        (domain_module, "sample_images", sample_images),
+        (domain_module, "over", over),
         (training, "compile_step", compile_step),
         (domain_files, "load_base", load_base_once),
         (pretraining, "load_base", load_base_once),

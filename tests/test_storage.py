@@ -21,7 +21,7 @@ from e4t_jax import domain_files, storage
 from e4t_jax.concept import load_concept
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
-from e4t_jax.storage import check_writable, move_files, pack, temporary_folder, unpack, write_file, write_files
+from e4t_jax.storage import check_writable, move_files, pack, temporary_folder, unpack, write_file, write_files, written_behind
 from e4t_jax.testing import write_tiny_world
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b|c": np.ones(4, np.float16)}
@@ -494,3 +494,14 @@ def test_concepts_that_lack_a_part_or_have_another_are_refused(tmp_path, tensors
         return
     with pytest.raises(UserError, match=f"^{path}"):
         load_concept(path, "d")
+
+
+def test_files_written_behind_are_there_at_the_end_and_errors_are_not_lost(tmp_path):
+    """A hundred files in another thread; a folder in the place of one ends with the usual line."""
+    with written_behind() as write:
+        for index in range(100):
+            write(tmp_path / f"{index}", bytes([index]))
+    assert all((tmp_path / f"{index}").read_bytes() == bytes([index]) for index in range(100))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder: it is a folder"), written_behind() as write:
+        write(tmp_path / "folder", b"")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from e4t_jax.cli.shared import Command, progress
+from e4t_jax.cli.shared import Command, progress, use_all_cores
 from e4t_jax.creatures.judge_training import validate_judges
 from e4t_jax.creatures.judges import load_judges
 from e4t_jax.creatures.trial import held_out, judge_pictures, personalise
@@ -36,6 +36,7 @@ class Config(Command):
 
 
 def main(config: Config) -> None:
+    use_all_cores()
     check_writable(config.out)
     domain, judges = load_domain("creatures"), load_judges()
     trial = held_out(config.seed, config.concepts)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, progress
+from e4t_jax.cli.shared import Inline, NetworkCommand, progress, use_all_cores
 from e4t_jax.creatures.judge_training import validate_judges
 from e4t_jax.creatures.judges import load_judges
 from e4t_jax.creatures.trial import Trial, held_out, judge_pictures, personalise
@@ -54,6 +54,7 @@ class Config(NetworkCommand):
 
 
 def main(config: Config) -> None:
+    use_all_cores()
     check_writable(config.out)
     domain, seed = load_domain(config.domain, dtype=config.dtype), config.tuning.seed
     drawing = SampleSettings(seed, config.sampling_steps, config.guidance)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, names_of, progress
-from e4t_jax.concept import load_concept
-from e4t_jax.data.images import encode_png, picture_grid
+import jax
+import numpy as np
+from PIL import Image
+
+from e4t_jax.cli.shared import Inline, NetworkCommand, all_done, names_of, progress, use_all_cores
+from e4t_jax.concept import Concept, load_concept
+from e4t_jax.data.images import encode_png, picture_grid, png_origin
+from e4t_jax.domain import Domain
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.sample import SampleSettings
-from e4t_jax.storage import check_writable, write_files
+from e4t_jax.storage import check_writable, digest, file_digest, to_json, write_file, written_behind
+
+_ROWS = 64  # of the grid
 
 
 @dataclass(frozen=True)
 class Config(NetworkCommand):
-    """Draw every concept in every prompt; writes CONCEPT_PROMPT.png files and grid.png (a row a concept)."""
+    """Draw every concept in every prompt; writes CONCEPT_PROMPT.png files, as they come, and grid.png, of the first 64."""
 
     concepts: tuple[Path, ...]
     """Concept files that train.tune wrote."""
@@ -28,22 +36,58 @@ class Config(NetworkCommand):
     """Folder for the pictures."""
     domain: str = "creatures"
     """The domain that the concepts were tuned in."""
+    resume: bool = False
+    """Leave concepts out whose pictures are in --out already, whole, and drawn with the same prompts, settings and domain."""
     drawing: Annotated[SampleSettings, Inline] = SampleSettings()
 
 
 def main(config: Config) -> None:
+    use_all_cores()
     empty = "there is none; give one or more files that tuning wrote."
     names_of(config.concepts, "concepts", empty=empty, named="pictures are named after their concepts")
     if not config.prompts:
         raise UserError("there is none; give one or more, with *s in it.", "prompts")
     check_writable(config.out)
     domain = load_domain(config.domain, dtype=config.dtype)
-    concepts = [load_concept(path, domain.fingerprint) for path in config.concepts]
-    images = domain.generate(concepts, config.prompts, config.drawing, track=partial(progress, description="drawing"))
-    files = {
-        config.out / f"{concept.name}_{index}.png": encode_png(image)
-        for concept, row in zip(concepts, images, strict=True)
-        for index, image in enumerate(row)
-    }
-    write_files({**files, config.out / "grid.png": encode_png(picture_grid([list(row) for row in images]))})
-    print(f"Wrote {images.shape[0] * images.shape[1]} pictures and grid.png to {config.out}")
+    # Every process of a run draws its share, and writes its own files.
+    process = jax.process_index()
+    share = config.concepts[process :: jax.process_count()]
+    failed: dict[str, UserError] = {}
+    origins: dict[str, str] = {}
+    drawn = 0
+
+    def files(name: str) -> list[Path]:
+        return [config.out / f"{name}_{index}.png" for index in range(len(config.prompts))]
+
+    def to_draw() -> Iterator[Concept]:
+        for path in share:
+            try:
+                concept = load_concept(path, domain.fingerprint)
+                origins[path.stem] = _origin(config, path, domain)
+            except UserError as error:
+                failed[path.stem] = error
+                continue
+            if not (config.resume and all(png_origin(file) == origins[path.stem] for file in files(path.stem))):
+                yield concept
+
+    outcomes = domain.generate_many(to_draw(), config.prompts, config.drawing, count=len(share)) if share else ()
+    with written_behind() as write:
+        for outcome in progress(outcomes, "drawing", unit="concept", disable=process > 0):
+            if outcome.error is not None:
+                failed[outcome.name] = outcome.error
+                continue
+            drawn += 1
+            for file, picture in zip(files(outcome.name), outcome.unwrap(), strict=True):
+                write(file, encode_png(picture, origins[outcome.name]))
+    shown = [path.stem for path in share if path.stem not in failed][:_ROWS]
+    if shown:
+        grid = picture_grid([[np.asarray(Image.open(file)) for file in files(name)] for name in shown])
+        write_file(config.out / (f"grid_{process}.png" if process else "grid.png"), encode_png(grid))
+        print(f"Wrote {drawn * len(config.prompts)} pictures and a grid to {config.out}")
+    all_done(failed, len(share), "concepts")
+
+
+def _origin(config: Config, concept: Path, domain: Domain) -> str:
+    """A checksum of all that a concept's pictures follow from."""
+    facts = {**dataclasses.asdict(config.drawing), "prompts": config.prompts, "domain": domain.fingerprint}
+    return digest(to_json({**facts, "concept": file_digest(concept)}).encode())

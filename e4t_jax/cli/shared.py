@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -182,6 +182,19 @@ def progress(items: Iterable, description: str, **options: Any) -> tqdm:
     return tqdm(items, desc=description, mininterval=1.0, dynamic_ncols=True, **options)
 
 
+def all_done(failed: Mapping[str, UserError], whole: int, what: str) -> None:
+    """Ends with the errors of single `what` ("pictures"), if there were any, after all others are done.
+
+    Errors: the one error there was, or a `UserError` that counts them.
+    """
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    for name, error in failed.items():
+        say(f"{name}: {error}")
+    if failed:
+        raise UserError(f"{len(failed)} of {whole} {what} failed, for the reasons above; mend them, and --resume does the rest.")
+
+
 def steps_bar(description: str) -> Callable[[range], tqdm]:
     """What wraps the steps of a training, which may begin in the middle."""
     return lambda steps: progress(steps, description, total=steps.stop, initial=steps.start)
@@ -196,8 +209,10 @@ def use_all_cores() -> None:
     """One JAX device a core where there is no accelerator: two cores compute a split batch 1.6 times as fast that way."""
     import jax
 
+    from e4t_jax.chunks import core_count
+
     flags = os.environ.get("XLA_FLAGS", "")
     waits = [f"--{name}={seconds}" for name, seconds in _PATIENCE.items() if name not in flags]
     os.environ["XLA_FLAGS"] = " ".join([flags, *waits]).strip()
     if "xla_force_host_platform_device_count" not in flags and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", core_count())

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -24,7 +23,7 @@ from e4t_jax.creatures.judges import judge
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.renderer import render
 from e4t_jax.data.images import encode_png
-from e4t_jax.domain import CONCEPTS_PER_CALL, Domain, Track
+from e4t_jax.domain import Domain, Track
 from e4t_jax.evaluation.metrics import Drawn, edge_energy, measure
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.storage import write_file
@@ -113,11 +112,9 @@ def personalise(
     paths = write_pictures(trial, folder / "given", given)
     captions = trial.captions if given in ("caption", "both") else None
     if warm:
-        first = slice(0, CONCEPTS_PER_CALL)
-        domain.tune(paths[first], settings, caption=captions and captions[first])
+        next(domain.tune_many(paths, settings, caption=captions))
     began = time.perf_counter()
     tuned = domain.tune(paths, settings, caption=captions, track=track)
-    jax.block_until_ready([(concept.trainable, concept.folded) for concept in tuned])
     seconds = (time.perf_counter() - began) / len(paths)
     files = [folder / "concepts" / f"{concept.name}.safetensors" for concept in tuned]
     sizes = [save_concept(path, concept) for path, concept in zip(files, tuned, strict=True)]

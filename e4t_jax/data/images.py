@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from e4t_jax.errors import UserError, reason_of
 
@@ -17,6 +18,7 @@ _FEWEST_PIXELS = 8
 _MOST_PIXELS = 170_000_000  # Pillow itself refuses a little more
 _WIDEST = 100  # times as long as it is wide
 _MASK = ".mask.png"
+_ORIGIN = "e4t origin"
 _LONGEST_REASON = 80  # characters of what another library says
 
 
@@ -217,11 +219,23 @@ def to_uint8(images: Float[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*b
     return np.asarray((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-def encode_png(image: UInt8[np.ndarray, "h w *channels"]) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+def encode_png(image: UInt8[np.ndarray, "h w *channels"], origin: str = "") -> bytes:
+    """The bytes of a PNG file; `origin`, where given, is kept in it as a text: `png_origin` reads it."""
+    buffer, texts = io.BytesIO(), PngInfo()
+    if origin:
+        texts.add_text(_ORIGIN, origin)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=texts)
     return buffer.getvalue()
+
+
+def png_origin(path: Path) -> str | None:
+    """The `origin` of a PNG file that is whole, by its checksums."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+            return picture.info.get(_ORIGIN)
+    except (OSError, SyntaxError, ValueError):  # all of them Pillow's words for damage
+        return None
 
 
 def picture_grid(

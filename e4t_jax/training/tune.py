@@ -1,16 +1,14 @@
-"""Tuning: a few steps on one picture, for one concept or for many at once.
+"""Tuning: a few steps on one picture.
 
     step k:   batch_k ~ views of the picture × prompts × (t, ε)
               trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
 
-The steps are a `lax.scan`, the concepts a `vmap` over it: one compiled call whatever the number of pictures. All concepts
-see the same draws (views, prompts, t, ε), so a concept tuned in a batch is the concept tuned alone.
+The steps are a `lax.scan`; many concepts are this, many times over (`chunks`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,7 +24,7 @@ from e4t_jax.scopes import find_scope
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state, update
 
-Prompts = tuple[Int[Array, "*concepts prompts length"], Bool[Array, "*concepts prompts length"]]
+Prompts = tuple[Int[Array, "prompts length"], Bool[Array, "prompts length"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +79,11 @@ class Recipe:
 
 
 class Views(NamedTuple):
-    """What tuning sees of one picture (or of several, with a leading axis): itself and its augmentations, as latents."""
+    """What tuning sees of one picture: itself and its augmentations, as latents."""
 
-    latents: Float[Array, "*concepts views y x channels"]
-    clip: Float[Array, "*concepts states clip_width"]  # φ_clip of the picture itself
-    mask: Float[Array, "*concepts views y x"]  # ones where nothing is masked
+    latents: Float[Array, "views y x channels"]
+    clip: Float[Array, "states clip_width"]  # φ_clip of the picture itself
+    mask: Float[Array, "views y x"]  # ones where nothing is masked
 
 
 def start(method: Method, frozen: Frozen, scope: str, key: PRNGKeyArray) -> Trainable:
@@ -111,7 +109,8 @@ def tune_one(
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
 
     def loss(trainable, frozen, batch, key):
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation)
+        follow = find_scope(recipe.scope).follow_features
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, follow_features=follow)
 
     def step(state, step_key):
         view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
@@ -130,12 +129,3 @@ def draw_batch(views: Views, prompts: Prompts, view_key: PRNGKeyArray, prompt_ke
     row = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
     clip = jnp.broadcast_to(views.clip, (batch_size, *views.clip.shape))
     return ConceptBatch(views.latents[which], clip, ids[row], placeholder[row], views.mask[which])
-
-
-@jax.jit
-def tune_many(
-    method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
-) -> tuple[Trainable, Float[Array, "concepts steps"]]:
-    """`tune_one` for many concepts in one compiled call; `views` and `prompts` have a leading axis of concepts."""
-    one = partial(tune_one, method, frozen, key=key, recipe=recipe)
-    return jax.vmap(lambda own_views, own_prompts: one(own_views, own_prompts))(views, prompts)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t_jax.data.images import encode_png, picture_grid, read_image, to_uint8
+from e4t_jax.data.images import encode_png, picture_grid, png_origin, read_image, to_uint8
 from e4t_jax.errors import UserError
 
 
@@ -79,3 +79,14 @@ def test_grid_holds_every_picture():
     grid = picture_grid(tiles, margin=2)
     assert grid.shape == (2 * 6 + 2, 3 * 6 + 2, 3)
     assert (grid[2 + 6 : 6 + 6, 2 + 12 : 6 + 12] == 12).all()
+
+
+def test_a_png_keeps_its_origin_while_it_is_whole(tmp_path):
+    path = tmp_path / "drawn.png"
+    content = encode_png(np.zeros((8, 8, 3), np.uint8), "of a seed")
+    path.write_bytes(content)
+    assert png_origin(path) == "of a seed"
+    path.write_bytes(content[:-30])
+    assert png_origin(path) is None
+    path.write_bytes(encode_png(np.zeros((8, 8, 3), np.uint8)))
+    assert png_origin(path) is None and png_origin(tmp_path / "nowhere.png") is None

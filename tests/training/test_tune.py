@@ -1,12 +1,14 @@
 """Tuning: it learns, every scope runs, and a concept in a batch is the concept alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from e4t_jax import domain as domain_module
+from e4t_jax import chunks
 from e4t_jax.creatures.trial import held_out, write_pictures
 from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
@@ -26,20 +28,89 @@ def inputs(domain):
     return views, tuple(jnp.asarray(part) for part in tokenize(domain.base.tokenizer, ["*s", "a photo of *s"]))
 
 
+def numbers(concept):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((concept.trainable, concept.folded))])
+
+
+def write_random(folder, count):
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        Image.fromarray(np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
+    return paths
+
+
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
     creatures = load_domain("creatures")
     paths = write_pictures(held_out(0, 3, split="validation"), tmp_path, "picture")
+    together = creatures.tune(paths)
+    (alone,) = creatures.tune(paths[1:2])
+    assert np.abs(alone.trainable.residual).max() > 1e-2
+    np.testing.assert_allclose(numbers(together[1]), numbers(alone), atol=1e-5)
 
-    def tune(rows):
-        return creatures.tune([paths[row] for row in rows])
 
-    for row, together in enumerate(tune([0, 1, 2])):
-        (alone,) = tune([row])
-        assert np.abs(together.trainable.residual).max() > 1e-2
-        pairs = zip(jax.tree.leaves(together.trainable), jax.tree.leaves(alone.trainable), strict=True)
-        for batched, single in (*pairs, (together.folded, alone.folded)):
-            np.testing.assert_allclose(batched, single, atol=1e-5)
+def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypatch):
+    """Among others, in another order, in chunks of another size, on one device or two, side by side: equal to 1e-5; not by seed."""
+    paths = write_random(tmp_path, 5)
+    by_name = {concept.name: numbers(concept) for concept in domain.tune(paths, steps=2)}
+
+    def check(concepts):
+        for concept in concepts:
+            np.testing.assert_allclose(numbers(concept), by_name[concept.name], atol=1e-5, err_msg=concept.name)
+
+    check(domain.tune(paths[::-1], steps=2))
+    check(domain.tune(paths[3:4], steps=2))  # one device
+    monkeypatch.setattr(chunks, "_MOST", {"cpu": 1})
+    check(domain.tune(paths, steps=2))
+    monkeypatch.undo()
+    monkeypatch.setattr(chunks, "_one_by_one", lambda devices: False)
+    check(domain.tune(paths, steps=2))
+    (other,) = domain.tune(paths[:1], steps=2, seed=1)
+    assert np.abs(numbers(other) - by_name["0"]).max() > 1e-2
+
+
+def test_a_broken_picture_fails_alone_and_what_is_done_is_left_out(domain, tmp_path):
+    """Outcomes of four pictures: one damaged, one there already, two new."""
+    paths = write_random(tmp_path, 4)
+    paths[1].write_bytes(b"no picture")
+    outcomes = domain.tune_many(paths, steps=1, done=lambda name, origin: name == "2")
+    assert len(outcomes) == 4
+    found = {outcome.name: outcome for outcome in outcomes}
+    assert set(found) == {"0", "1", "2", "3"}
+    assert "1.png" in str(found["1"].error) and found["1"].result is None
+    assert found["2"].result is None and found["2"].error is None
+    for name in ("0", "3"):
+        assert found[name].result.name == name and found[name].result.origin == found[name].origin
+    with pytest.raises(UserError, match=r"1\.png"):
+        domain.tune(paths, steps=1)
+
+
+def test_an_origin_tells_pictures_settings_and_domains_apart(domain, tmp_path):
+    paths = write_random(tmp_path, 2)
+    Image.open(paths[0]).save(tmp_path / "copy.png")
+
+    def origin(path, domain=domain, **changes):
+        (outcome,) = domain.tune_many([path], done=lambda *_: True, **changes)
+        return outcome.origin
+
+    assert origin(paths[0]) == origin(tmp_path / "copy.png")
+    others = [origin(paths[1]), origin(paths[0], steps=3), origin(paths[0], seed=1), origin(paths[0], caption="a photo of *s")]
+    others.append(origin(paths[0], dataclasses.replace(domain, encoder=jax.tree.map(lambda leaf: leaf + 1, domain.encoder))))
+    assert len({origin(paths[0]), *others}) == 6
+
+
+def test_want_of_memory_makes_chunks_smaller_and_then_says_so(domain, tmp_path, monkeypatch):
+    """Room for less than two concepts a device: one each; for less than one: a line that names what to lower."""
+    paths = write_random(tmp_path, 4)
+    sizes, fitted = [], chunks.fitted
+    monkeypatch.setattr(chunks, "fitted", lambda *a, **k: sizes.append(fitted(*a, **k)) or sizes[-1])
+    monkeypatch.setattr(chunks, "needed_bytes", lambda program: 1 << 50)
+    with pytest.raises(UserError, match="batch_size: one concept takes"):
+        domain.tune(paths, steps=0)
+    needs = iter([1 << 50, 1])
+    monkeypatch.setattr(chunks, "needed_bytes", lambda program: next(needs))
+    assert len(domain.tune(paths, steps=0)) == 4
+    assert [one.size for one in sizes] == [2]
 
 
 @pytest.mark.parametrize("scope", ["compact", "head", "full"])
@@ -70,18 +141,16 @@ def test_tuning_lowers_the_loss(domain, inputs, scope):
     assert loss(tuned) < 0.99 * before
 
 
-def test_more_pictures_than_one_call_takes_are_tuned_in_several(domain, tmp_path, monkeypatch):
-    """Five in calls of two: each under its own name, as if alone."""
-    monkeypatch.setattr(domain_module, "CONCEPTS_PER_CALL", 2)
-    paths = [tmp_path / f"{index}.png" for index in range(5)]
-    for index, path in enumerate(paths):
-        Image.fromarray(np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)).save(path)
-    concepts = domain.tune(paths, steps=1)
-    assert [concept.name for concept in concepts] == ["0", "1", "2", "3", "4"]
-    (alone,) = domain.tune(paths[4:], steps=1)
-    np.testing.assert_allclose(concepts[4].folded, alone.folded, atol=1e-5)
+def test_concepts_of_several_kinds_are_drawn_in_one_call(domain, tmp_path):
+    """Tuned and untuned: each drawn as if alone, within 1 of 255."""
+    paths = write_random(tmp_path, 3)
+    concepts = [*domain.tune(paths[:2], steps=1), *domain.tune(paths[2:], steps=0)]
     drawn = domain.generate(concepts, ["*s"], steps=2)
-    np.testing.assert_allclose(drawn[4:].astype(int), domain.generate(concepts[4:], ["*s"], steps=2), atol=1)
+    np.testing.assert_allclose(drawn[1:2].astype(int), domain.generate(concepts[1:2], ["*s"], steps=2), atol=1)
+    strange = concepts[0]._replace(domain="another")
+    outcomes = list(domain.generate_many([strange, concepts[2]], ["*s"], count=2, steps=2))
+    assert "another domain" in str(outcomes[0].error)
+    np.testing.assert_allclose(outcomes[1].unwrap().astype(int), drawn[2], atol=1)
 
 
 @pytest.mark.parametrize(

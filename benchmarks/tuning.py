@@ -1,0 +1,138 @@
+"""How fast concepts are tuned, by how many there are: one compiled call for several, beside a plain loop of single ones.
+
+python benchmarks/tuning.py --scopes compact full --counts 1 2 4 8 16
+
+On the shipped base, five steps of sixteen draws; every core is a device. Times are medians of calls in turn, compilation apart;
+memory is what the compiler says a device needs beside the weights. FLOP/s count the matrix products and convolutions of a step as
+the compiler does. Prints a table, what a thousand concepts cost at `--price` an hour, and JSON as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from e4t_jax.cli.shared import progress, use_all_cores
+
+_STEPS, _BATCH = 5, 16
+
+
+class Case(NamedTuple):
+    """So many concepts, all at once or one after the other."""
+
+    run: Callable[[], Any]
+    memory: int
+    compiling: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scopes", nargs="+", default=["compact"], help="compact, head, full")
+    parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 16], help="how many concepts there are")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each case")
+    parser.add_argument("--price", type=float, default=0.1, help="of an hour of this machine")
+    options = parser.parse_args()
+    use_all_cores()
+
+    from e4t_jax.domain_files import load_domain
+
+    domain = load_domain("creatures")
+    rows = []
+    print(
+        f"{'scope':8} {'N':>3} {'s/concept':>10} {'concepts/s':>11} {'over a loop':>12} {'GFLOP/s':>8} {'MB':>6} {'compile s':>10}"
+    )
+    for scope in options.scopes:
+        work = flops(domain, scope) * _STEPS
+        single = prepare(domain, scope, 1)
+        cases = {count: single if count == 1 else prepare(domain, scope, count) for count in options.counts}
+        times: dict[int, list[tuple[float, float]]] = {count: [] for count in cases}
+        for _ in progress(range(options.rounds), scope):
+            for count, case in cases.items():
+                loop = timed(single.run)
+                times[count].append((timed(case.run) / count, loop))
+        for count, case in cases.items():
+            seconds = statistics.median(mine for mine, _ in times[count])
+            ratio = statistics.median(mine / loop for mine, loop in times[count])
+            rate = work / seconds / 1e9
+            print(
+                f"{scope:8} {count:3} {seconds:10.3f} {1 / seconds:11.2f} {ratio:12.2f} {rate:8.0f} "
+                f"{case.memory / 1e6:6.0f} {case.compiling:8.1f}"
+            )
+            row = {"scope": scope, "count": count, "seconds_per_concept": seconds, "over_loop": ratio, "gflops_per_s": rate}
+            rows.append({**row, "memory": case.memory, "compile_s": case.compiling, "per_thousand": seconds / 3.6 * options.price})
+    print("A thousand concepts: " + ", ".join(f"{row['per_thousand']:.4f} ({row['scope']}, N = {row['count']})" for row in rows))
+    print(json.dumps({"steps": _STEPS, "batch_size": _BATCH, "rows": rows}))
+
+
+def timed(run: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def given(domain: Any, scope: str) -> tuple[Any, Any]:
+    """What all concepts share, and one's own: random latents, one caption."""
+    import jax
+    import numpy as np
+
+    from e4t_jax.training.tune import TuneSettings, Views
+
+    generator, base = np.random.default_rng(0), domain.base
+    latents = generator.standard_normal((6, *base.latent_shape), np.float32)
+    clip = generator.standard_normal((domain.method.encoder.clip_layers, base.clip_width), np.float32)
+    views = Views(latents, clip, np.ones(latents.shape[:3], np.float32))
+    recipe = TuneSettings(scope=scope, steps=_STEPS, batch_size=_BATCH).recipe(domain.regularisation)
+    own = views, tuple(domain.tokenize(["a photo of *s in the snow"])), np.uint32(1)
+    return (domain.method, domain.frozen, jax.random.key(0), recipe), own
+
+
+def tune(shared: Any, own: Any) -> Any:
+    """Five steps of one concept, without what prepares its picture."""
+    import jax
+
+    from e4t_jax.training.tune import tune_one
+
+    (method, frozen, key, recipe), (views, prompts, number) = shared, own
+    return tune_one(method, frozen, views, prompts, jax.random.fold_in(key, number), recipe)
+
+
+def prepare(domain: Any, scope: str, count: int) -> Case:
+    from e4t_jax.chunks import fitted
+
+    shared, own = given(domain, scope)
+    began = time.perf_counter()
+    chunks = fitted(tune, shared, own, count, lower="batch_size")
+
+    def run() -> None:
+        for first in range(0, count, chunks.size):
+            chunks.run([own] * min(chunks.size, count - first))
+
+    run()
+    return Case(run, chunks.needed, time.perf_counter() - began)
+
+
+def flops(domain: Any, scope: str) -> float:
+    """Of one step, before the compiler's own savings."""
+    import jax
+
+    from e4t_jax.objective import e4t_loss
+    from e4t_jax.scopes import find_scope
+    from e4t_jax.training.tune import draw_batch, start
+
+    (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
+
+    def loss(trainable: Any, frozen: Any, views: Any, prompts: Any) -> Any:
+        batch = draw_batch(views, prompts, key, key, recipe.batch_size)
+        follow = find_scope(scope).follow_features
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, follow_features=follow)[0]
+
+    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, views, prompts)
+    return float(step.cost_analysis()["flops"])
+
+
+if __name__ == "__main__":
+    main()
