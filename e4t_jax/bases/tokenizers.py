@@ -29,13 +29,19 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
     model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + "</w>" for letter in letters]
+    # Named beforehand, pieces have fixed numbers; else a hash table's order gives them theirs, and ties go another way each time.
     trainer = trainers.BpeTrainer(
-        vocab_size=20_000, min_frequency=1, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=20_000,
+        min_frequency=1,
+        special_tokens=ends,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     model.train_from_iterator(words, trainer)
     merges = [tuple(merge) for merge in json.loads(model.to_str())["model"]["merges"]]
-    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(merge) for merge in merges)]
-    tokens = list(dict.fromkeys(tokens))
+    tokens = list(dict.fromkeys([*letters, *ends, *("".join(merge) for merge in merges)]))
     tokens += [f"<|unused{index}|>" for index in range(len(tokens), (size or 0) - 2)]
     vocabulary = {token: index for index, token in enumerate([*tokens, _START, _END])}
     # By way of a folder: what the class is built from differs between transformers 4 and 5, what it reads does not.

@@ -7,7 +7,14 @@ import pytest
 from base_folder import assert_one_line, change, without_checksums
 
 from e4t_jax import bases
-from e4t_jax.prompts import tokenize
+from e4t_jax.bases.tokenizers import tokenizer_of_words
+from e4t_jax.prompts import known_words, tokenize
+
+
+def test_the_same_words_make_the_same_tokenizer():
+    """Ties between equally frequent pairs are broken the same way every time."""
+    first, *others = (tokenizer_of_words(known_words(), 77).get_vocab() for _ in range(5))
+    assert all(other == first for other in others)
 
 
 def test_a_tokenizer_without_a_length_has_the_text_encoders(folder):
