@@ -32,7 +32,8 @@ test-full: .venv/.tested ## the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 fuzz: .venv/.tested ## odd inputs, damaged files and killed runs for as long as it takes, other ones every time
-	E4T_FUZZ=20 $(BIN)/python -m pytest --timeout 36000 tests/test_fuzz.py tests/test_storage.py tests/training/test_checkpoints.py
+	E4T_FUZZ=20 $(BIN)/python -m pytest --timeout 36000 -m "slow or not slow" \
+		tests/test_fuzz.py tests/test_storage.py tests/training/test_checkpoints.py tests/training/test_killed_runs.py
 	$(BIN)/python tests/odd_inputs.py $$(date +%s)
 
 test-newest: ## the tests without pins and without PyTorch, on the newest Python: what a user installs today

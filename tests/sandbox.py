@@ -9,7 +9,9 @@ import functools
 import io
 import os
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,17 @@ class Outcome:
     @property
     def is_one_line(self):
         return self.status == 1 and self.said.startswith("Error: ") and len(self.said.splitlines()) == 1 and not self.traceback
+
+
+class Case(NamedTuple):
+    """One input: its kind, what may come of it, the call, what is done to the world before, and what must be true after."""
+
+    kind: str
+    may: str  # refused, right or either
+    command: str
+    arguments: list
+    prepare: Callable[[], None] = lambda: None
+    holds: Callable[[], bool] = lambda: True
 
 
 def reach(*_, **__):

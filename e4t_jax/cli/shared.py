@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from e4t_jax.ranges import check_ranges
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")
 _CACHE_BYTES = 2 * 2**30  # the programs used longest ago make room
+_UNFINISHED_FOR = 60  # seconds
 _BOX = "╭╮╰╯│─ "
 # What the collective operations of virtual CPU devices wait for each other, in seconds: on a busy machine one falls behind.
 _PATIENCE = {
@@ -56,9 +58,22 @@ def keep_compiled_programs() -> None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e4t-jax" / "compiled"
+    forget_unfinished_programs(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+
+
+def forget_unfinished_programs(folder: Path) -> None:
+    """Removes what a process left that was killed while it kept a program: JAX would warn of it ever after, and keep no other.
+
+    Such a program has no file that says when it was last used, which is written after it; one of the last minute may get it yet.
+    """
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):
+            stamp = path.with_name(f"{path.name.removesuffix('-cache')}-atime")
+            if not stamp.exists() and time.time() - path.stat().st_mtime > _UNFINISHED_FOR:
+                path.unlink()
 
 
 def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, program: str | None = None) -> None:

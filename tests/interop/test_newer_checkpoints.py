@@ -137,7 +137,7 @@ def test_only_towers_that_openai_trained_have_its_activation():
     assert facts(1280, "openai/clip-vit-large-patch14") == "gelu"
 
 
-@pytest.mark.parametrize("name", ["domain_class_token", "domain_embed_scale"])
+@pytest.mark.parametrize("name", ["domain_class_token", "domain_embed_scale", "prompt_template"])
 def test_settings_that_are_no_settings_are_one_line(public, tmp_path, name):
     changed = tmp_path / "changed"
     shutil.copytree(public / "newer-pretrained", changed)
