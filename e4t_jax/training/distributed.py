@@ -11,6 +11,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def joined(processes: Processes) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def end(line: str | None) -> None:
+def end(line: str) -> NoReturn:
     """Ends a process that failed: at once where it is one of many, for leaving in order waits for all."""
     if jax.distributed.is_initialized():
         print(line, file=sys.stderr, flush=True)
@@ -117,7 +118,7 @@ def _join(processes: Processes) -> None:
             processes.process_id,
             initialization_timeout=_WAIT_FOR_ALL,
             heartbeat_timeout_seconds=_LOST_AFTER,
-            shutdown_timeout_seconds=_LOST_AFTER,
+            shutdown_timeout_seconds=_WAIT_FOR_ALL,  # process 0 writes what was learned meanwhile
         )
     except Exception as error:  # clusters, sockets and JAX raise whatever they raise
         raise UserError(
