@@ -1,5 +1,7 @@
 """Which process of how many: said by flags or the environment, and one line where it is said by halves."""
 
+import threading
+
 import pytest
 
 from e4t_jax.errors import UserError
@@ -17,6 +19,7 @@ def calls(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *given, **_: calls.append(given))
     monkeypatch.setattr(distributed.jax.distributed, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(distributed, "_watch_others", lambda left: None)
     return calls
 
 
@@ -68,3 +71,37 @@ def test_a_process_that_is_not_found_is_one_line(calls, monkeypatch):
     said = r"did not find one another \(DEADLINE_EXCEEDED: nobody came\); start all"
     with pytest.raises(UserError, match=said), joined(Processes(coordinator="a:1", num_processes=2, process_id=1)):
         pass
+
+
+class Store:
+    """The processes' shared store, of which one stopped writing."""
+
+    def __init__(self):
+        self.signs = {"signs/1": "5"}
+
+    def key_value_set(self, name, sign, allow_overwrite):
+        self.signs[name] = sign
+
+    def key_value_dir_get(self, folder):
+        return list(self.signs.items())
+
+
+def test_a_process_without_a_sign_of_life_is_lost_and_one_that_left_is_not(monkeypatch):
+    store, said = Store(), []
+
+    def end(line):
+        said.append(line)
+        raise SystemExit
+
+    monkeypatch.setattr(distributed.global_state, "client", store)
+    monkeypatch.setattr(distributed, "end", end)
+    monkeypatch.setattr(distributed, "_SIGN_EVERY", 0.01)
+    monkeypatch.setattr(distributed, "_LOST_AFTER", 0.1)
+    with pytest.raises(SystemExit):
+        distributed._watch_others(threading.Event())
+    assert said == ["Error: process 0: process 1 of the run is lost; see what it said, and start again with --resume."]
+
+    store.signs, left = {"signs/1": "left"}, threading.Event()
+    threading.Timer(0.5, left.set).start()
+    distributed._watch_others(left)
+    assert len(said) == 1 and store.signs["e4t_jax/signs/0"] == "left"
