@@ -94,8 +94,9 @@ def pretrain(
     shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
     if is_first():
         check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
-    watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
     with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
+        # Not before the run is known to be this one.
+        watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
         trainable = pretrain_trainable(
             method,
             domain.clip_features,

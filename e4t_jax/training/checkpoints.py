@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from e4t_jax.errors import UserError, reason_of
@@ -190,8 +191,11 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            self._held.close()  # but not the store: it would wait for the others, who may be gone
+        else:
+            self.close()
 
     def _clear_temporary(self) -> None:
         for path in self.folder.glob("*orbax-checkpoint-tmp*"):

@@ -10,17 +10,25 @@ import dataclasses
 import itertools
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from e4t_jax.errors import UserError, reason_of
 
-# Seconds without a sign of life after which a process counts as lost; JAX's own patience is 100.
+# Seconds from one sign of life to the next, and without one after which a process counts as lost. JAX itself, which would end the
+# others with a trace of its own, is given more patience.
+_SIGN_EVERY = 3
 _LOST_AFTER = 20
+_JAX_LOST_AFTER = 45
 _WAIT_FOR_ALL = 300
+_SIGNS = "e4t_jax/signs"
 # What JAX's errors begin with when another process does not answer.
 _LOST = ("UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "FAILED_PRECONDITION")
 # How many processes there are, where a cluster says so: Slurm's srun, Open MPI's mpirun.
@@ -53,19 +61,22 @@ def joined(processes: Processes) -> Iterator[None]:
         yield
         return
     _join(processes)
+    left = threading.Event()
+    threading.Thread(target=_watch_others, args=(left,), daemon=True).start()
     try:
         yield
+        left.set()
     except jax.errors.JaxRuntimeError as error:
         if not str(error).startswith(_LOST):
             raise
         raise UserError(
-            f"process {jax.process_index()}: another process of the run has ended or cannot be reached ({reason_of(error, 80)}); "
+            f"process {jax.process_index()}: another process of the run is lost ({reason_of(error, 80)}); "
             "see what it said, and start all again with --resume."
         ) from None
     jax.distributed.shutdown()
 
 
-def end(line: str | None) -> None:
+def end(line: str) -> NoReturn:
     """Ends a process that failed: at once where it is one of many, for leaving in order waits for all."""
     if jax.distributed.is_initialized():
         print(line, file=sys.stderr, flush=True)
@@ -109,6 +120,27 @@ def _asked_for(processes: Processes) -> bool:
     return processes.coordinator == "auto" or max([1, *counts, *hosts]) > 1
 
 
+def _watch_others(left: threading.Event) -> None:
+    """Gives signs of life, and ends this process with one line when another gives none, for which all else may wait for ever."""
+    # The store that JAX's processes share has no public door; and devices are not touched here, ahead of the run itself.
+    store: Any = global_state.client
+    own = global_state.process_id
+    seen: dict[str, tuple[str, float]] = {}
+    for count in itertools.count():
+        left.wait(_SIGN_EVERY)
+        store.key_value_set(f"{_SIGNS}/{own}", "left" if left.is_set() else str(count), allow_overwrite=True)
+        if left.is_set():
+            return
+        now = time.monotonic()
+        for name, sign in store.key_value_dir_get(_SIGNS):
+            if seen.get(name, ("", 0))[0] != sign:
+                seen[name] = sign, now
+        for name, (sign, since) in seen.items():
+            if sign != "left" and now - since > _LOST_AFTER:
+                other = name.rpartition("/")[2]
+                end(f"Error: process {own}: process {other} of the run is lost; see what it said, and start again with --resume.")
+
+
 def _join(processes: Processes) -> None:
     try:
         jax.distributed.initialize(
@@ -116,8 +148,8 @@ def _join(processes: Processes) -> None:
             processes.num_processes,
             processes.process_id,
             initialization_timeout=_WAIT_FOR_ALL,
-            heartbeat_timeout_seconds=_LOST_AFTER,
-            shutdown_timeout_seconds=_LOST_AFTER,
+            heartbeat_timeout_seconds=_JAX_LOST_AFTER,
+            shutdown_timeout_seconds=_WAIT_FOR_ALL,  # process 0 writes what was learned meanwhile
         )
     except Exception as error:  # clusters, sockets and JAX raise whatever they raise
         raise UserError(

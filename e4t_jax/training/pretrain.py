@@ -157,10 +157,7 @@ def pretrain_trainable(
     run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track, settings.watch_every, record, stop)
 
     def step_on(state: TrainState, given: Given, rows: dict[str, np.ndarray], key: PRNGKeyArray):
-        placed = where.place_rows(rows)
-        # Nothing goes to the devices unasked: what the step reads is there already. (pmap itself sends the key to every replica.)
-        with jax.transfer_guard_host_to_device("disallow" if where.parallel == "jit" else "allow"):
-            return step(state, given, placed, key)
+        return step(state, given, where.place_rows(rows), key)
 
     key = jax.random.key(settings.seed + 1)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state

@@ -18,9 +18,12 @@ from e4t_jax.data.batches import training_batches
 from e4t_jax.errors import Stopped, UserError
 from e4t_jax.prompts import templates, tokenize
 from e4t_jax.testing import tiny_domain
+from e4t_jax.training import parallel
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.distributed import Processes, end, is_first, joined, stop_of_all
 from e4t_jax.training.pretrain import PretrainSettings, pretrain_trainable
+
+parallel._SMALL = 64  # so that "fsdp" splits what a tiny domain has
 
 
 def pictures(size):

@@ -10,6 +10,7 @@ import pytest
 from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
 from e4t_jax.objective import e4t_loss
+from e4t_jax.training import parallel
 from e4t_jax.training.loop import init_state, read
 from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, compile_step, given_of, init_trainable, pretrain_trainable
@@ -51,14 +52,24 @@ WAYS = {"jit": {}, "fsdp": {"fsdp": 2}, "pmap": {"parallel": "pmap"}, "parts": {
 
 
 @pytest.fixture(scope="module")
-def take_steps(domain, rows):
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def take_steps(domain, rows, monkeypatch_module):
     """Three steps, with masks of which one half of the batch has far less: (losses, weights)."""
+    monkeypatch_module.setattr(parallel, "_SMALL", 64)  # so that "fsdp" splits what a tiny domain has
 
     def take(devices, *, accumulate=1, **ways):
         where, tx, key = layout(**ways, devices=devices), optax.adam(1e-2), jax.random.key(0)
         step = compile_step(domain.method, "layers", tx, 0.01, where, accumulate)
         state = where.place(jax.device_get(init_state(init_trainable(domain.method, key), tx)))
         given = where.place(jax.device_get(given_of(domain.params)))
+        for tree in (state.params, state.moments, given):
+            split = any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(tree))
+            assert split == (where.mesh.shape["fsdp"] > 1)
         few = np.where(np.arange(4) < 2, 0.05, 1.0).astype(np.float32)[:, None, None]
         batch, losses = where.place_rows({**rows, "mask": rows["mask"] * few}), []
         for _ in range(3):
