@@ -23,18 +23,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("outputs/thousand"), help="an empty folder, or none")
+    parser.add_argument("tuning", nargs="*", help="further options of `e4t tune`, after --")
     options = parser.parse_args()
     given, concepts = options.out / "given", options.out / "concepts"
     if concepts.exists():
         parser.error(f"{concepts} is there already")
     paths = draw_pictures(options.pictures, given)
-    command = [sys.executable, "-m", "e4t_jax.cli", "tune", "--out", str(concepts), "--resume", "--images", *map(str, paths)]
+    command = [sys.executable, "-m", "e4t_jax.cli", "tune", "--out", str(concepts), "--resume", *options.tuning]
+    command += ["--images", *map(str, paths)]
     first = watch(command, concepts, stop_at=options.pictures // 2)
     kept = {path: path.stat().st_mtime_ns for path in concepts.glob("*.safetensors")}
     second = watch(command, concepts)
     again = [path.name for path, then in kept.items() if path.stat().st_mtime_ns != then]
     facts = {
         "pictures": options.pictures,
+        "options": options.tuning,
         "concepts": len(list(concepts.glob("*.safetensors"))),
         "left_over": [path.name for path in concepts.glob(".*")],
         "kept": len(kept),

@@ -25,10 +25,11 @@ _STEPS, _BATCH, _RATE, _DECAY, _MANY = 5, 16, 1e-3, 0.01, 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each case")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each case; 0 compares the numbers alone")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before JAX and PyTorch count the cores
+    import numpy as np
     import torch
 
     from e4t_jax import bases
@@ -37,11 +38,10 @@ def main() -> None:
     torch.set_num_threads(1)
     domain = load_domain("creatures")
     with tempfile.TemporaryDirectory() as folder:
-        bases.save_folder(Path(folder), domain.base, domain.params)
-        figures: dict[str, Any] = {
-            "trajectories": trajectories(domain, Path(folder)),
-            **times(domain, Path(folder), options.rounds),
-        }
+        bases.save_folder(Path(folder), domain.base, domain.params, np.float32)
+        figures: dict[str, Any] = {"trajectories": trajectories(domain, Path(folder))}
+        if options.rounds:
+            figures |= times(domain, Path(folder), options.rounds)
     print(json.dumps(figures))
 
 

@@ -74,15 +74,15 @@ def tune_into(out, world, pictures, **options):
     from e4t_jax.cli import tune
     from e4t_jax.training.tune import TuneSettings
 
-    tune.main(tune.Config(tuple(pictures), out, domain=str(world.domain), tuning=TuneSettings(steps=2), **options))
+    tuning, caption = TuneSettings(steps=1), "a photo of *s"  # what compiles soonest
+    tune.main(tune.Config(tuple(pictures), out, domain=str(world.domain), tuning=tuning, caption=caption, **options))
 
 
 def draw_into(out, world, concepts, **options):
     from e4t_jax.cli import generate
     from e4t_jax.sample import SampleSettings
 
-    prompts = ("a photo of *s", "*s in the snow")
-    drawing = SampleSettings(steps=2)
+    prompts, drawing = ("a photo of *s", "*s in the snow"), SampleSettings(steps=2)
     generate.main(generate.Config(tuple(concepts), prompts, out, domain=str(world.domain), drawing=drawing, **options))
 
 

@@ -28,6 +28,9 @@ def inputs(domain):
     return views, tuple(jnp.asarray(part) for part in tokenize(domain.base.tokenizer, ["*s", "a photo of *s"]))
 
 
+FEW = {"steps": 1, "caption": "a photo of *s"}  # what compiles soonest
+
+
 def numbers(concept):
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((concept.trainable, concept.folded))])
 
@@ -52,20 +55,20 @@ def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
 def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypatch):
     """Among others, in another order, in chunks of another size, on one device or two, side by side: equal to 1e-5; not by seed."""
     paths = write_random(tmp_path, 5)
-    by_name = {concept.name: numbers(concept) for concept in domain.tune(paths, steps=2)}
+    by_name = {concept.name: numbers(concept) for concept in domain.tune(paths, **FEW)}
 
     def check(concepts):
         for concept in concepts:
             np.testing.assert_allclose(numbers(concept), by_name[concept.name], atol=1e-5, err_msg=concept.name)
 
-    check(domain.tune(paths[::-1], steps=2))
-    check(domain.tune(paths[3:4], steps=2))  # one device
+    check(domain.tune(paths[::-1], **FEW))
+    check(domain.tune(paths[3:4], **FEW))  # one device
     monkeypatch.setattr(chunks, "_MOST", {"cpu": 1})
-    check(domain.tune(paths, steps=2))
+    check(domain.tune(paths, **FEW))
     monkeypatch.undo()
     monkeypatch.setattr(chunks, "_one_by_one", lambda devices: False)
-    check(domain.tune(paths, steps=2))
-    (other,) = domain.tune(paths[:1], steps=2, seed=1)
+    check(domain.tune(paths, **FEW))
+    (other,) = domain.tune(paths[:1], **FEW, seed=1)
     assert np.abs(numbers(other) - by_name["0"]).max() > 1e-2
 
 
@@ -73,7 +76,7 @@ def test_a_broken_picture_fails_alone_and_what_is_done_is_left_out(domain, tmp_p
     """Outcomes of four pictures: one damaged, one there already, two new."""
     paths = write_random(tmp_path, 4)
     paths[1].write_bytes(b"no picture")
-    outcomes = domain.tune_many(paths, steps=1, done=lambda name, origin: name == "2")
+    outcomes = domain.tune_many(paths, **FEW, done=lambda name, origin: name == "2")
     assert len(outcomes) == 4
     found = {outcome.name: outcome for outcome in outcomes}
     assert set(found) == {"0", "1", "2", "3"}
@@ -82,7 +85,7 @@ def test_a_broken_picture_fails_alone_and_what_is_done_is_left_out(domain, tmp_p
     for name in ("0", "3"):
         assert found[name].result.name == name and found[name].result.origin == found[name].origin
     with pytest.raises(UserError, match=r"1\.png"):
-        domain.tune(paths, steps=1)
+        domain.tune(paths, **FEW)
 
 
 def test_an_origin_tells_pictures_settings_and_domains_apart(domain, tmp_path):
@@ -144,7 +147,7 @@ def test_tuning_lowers_the_loss(domain, inputs, scope):
 def test_concepts_of_several_kinds_are_drawn_in_one_call(domain, tmp_path):
     """Tuned and untuned: each drawn as if alone, within 1 of 255."""
     paths = write_random(tmp_path, 3)
-    concepts = [*domain.tune(paths[:2], steps=1), *domain.tune(paths[2:], steps=0)]
+    concepts = [*domain.tune(paths[:2], **FEW), *domain.tune(paths[2:], steps=0)]
     drawn = domain.generate(concepts, ["*s"], steps=2)
     np.testing.assert_allclose(drawn[1:2].astype(int), domain.generate(concepts[1:2], ["*s"], steps=2), atol=1)
     strange = concepts[0]._replace(domain="another")
