@@ -20,6 +20,7 @@ from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, digest, file_digest, to_json, write_file, written_behind
+from e4t_jax.training.distributed import Processes, joined
 
 _ROWS = 64  # of the grid
 
@@ -39,10 +40,16 @@ class Config(NetworkCommand):
     resume: bool = False
     """Leave concepts out whose pictures are in --out already, whole, and drawn with the same prompts, settings and domain."""
     drawing: Annotated[SampleSettings, Inline] = SampleSettings()
+    processes: Annotated[Processes, Inline] = Processes()
 
 
 def main(config: Config) -> None:
-    use_all_cores()
+    with joined(config.processes):
+        use_all_cores()
+        _generate(config)
+
+
+def _generate(config: Config) -> None:
     empty = "there is none; give one or more files that tuning wrote."
     names_of(config.concepts, "concepts", empty=empty, named="pictures are named after their concepts")
     if not config.prompts:

@@ -17,6 +17,7 @@ from e4t_jax.data.images import is_mask, mask_beside
 from e4t_jax.domain_files import check_names, load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.storage import check_writable, to_json, write_file, written_behind
+from e4t_jax.training.distributed import Processes, joined
 from e4t_jax.training.tune import TuneSettings
 
 
@@ -35,10 +36,16 @@ class Config(NetworkCommand):
     resume: bool = False
     """Leave pictures out whose concepts are in --out already, whole, and made from the same picture, settings and domain."""
     tuning: Annotated[TuneSettings, Inline] = TuneSettings()
+    processes: Annotated[Processes, Inline] = Processes()
 
 
 def main(config: Config) -> None:
-    use_all_cores()
+    with joined(config.processes):
+        use_all_cores()
+        _tune(config)
+
+
+def _tune(config: Config) -> None:
     images = pictures_of(config.images)
     names = names_of(images, "images", empty="there is no picture; give one or more.", named="concepts are named after their files")
     check_writable(config.out)
