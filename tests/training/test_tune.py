@@ -63,9 +63,7 @@ def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypat
 
     check(domain.tune(paths[::-1], **FEW))
     check(domain.tune(paths[3:4], **FEW))  # one device
-    monkeypatch.setattr(chunks, "_MOST", {"cpu": 1})
-    check(domain.tune(paths, **FEW))
-    monkeypatch.undo()
+    monkeypatch.setattr(chunks, "_MOST", {"cpu": 2})
     monkeypatch.setattr(chunks, "_one_by_one", lambda devices: False)
     check(domain.tune(paths, **FEW))
     (other,) = domain.tune(paths[:1], **FEW, seed=1)
