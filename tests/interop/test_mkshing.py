@@ -298,7 +298,7 @@ def test_a_text_encoder_beside_a_checkpoint_is_the_bases_or_refused(reference, d
     options = (changed, str(reference[0] / "base"), tmp_path / "other")
     with pytest.raises(UserError, match=r"base: \S+text_encoder.pt is another text encoder .*final_layer_norm.bias differs"):
         import_reference.main(import_reference.Config(*options))
-    assert list((tmp_path / "other").iterdir()) == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_wrapped_checkpoint_is_unwrapped(reference, tmp_path):
