@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
+
+_ROOM = 2 * 2**30  # bytes that a worker may hold before it forgets compiled programs
 
 # Every function of the package checks the shapes and dtypes of its signature, in tests.
 install_import_hook("e4t_jax", "typechecker.check")
@@ -33,9 +36,13 @@ def forget_compiled_programs():
 
 @pytest.fixture(autouse=True)
 def keep_what_is_compiling_small():
-    """The compiler's scratch memory, too, piles up over the tests of a module."""
+    """The compiler's scratch memory, too, piles up over the tests of a module; of many programs, those before are forgotten."""
     yield
     return_freed_memory()
+    if sys.platform == "linux" and int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() > _ROOM:
+        jax.clear_caches()
+        gc.collect()
+        return_freed_memory()
 
 
 def return_freed_memory():

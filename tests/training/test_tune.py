@@ -53,19 +53,20 @@ def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
 
 
 def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypatch):
-    """Among others, in another order, in chunks of another size, on one device or two, side by side: equal to 1e-5; not by seed."""
+    """Among others, in another order, in chunks of another size, on one device or two, equal to 1e-5; side by side, another
+    program, to 1e-5 of the largest number; not by seed."""
     paths = write_random(tmp_path, 5)
     by_name = {concept.name: numbers(concept) for concept in domain.tune(paths, **FEW)}
 
-    def check(concepts):
+    def check(concepts, scale=1.0):
         for concept in concepts:
-            np.testing.assert_allclose(numbers(concept), by_name[concept.name], atol=1e-5, err_msg=concept.name)
+            np.testing.assert_allclose(numbers(concept), by_name[concept.name], rtol=0, atol=1e-5 * scale, err_msg=concept.name)
 
     check(domain.tune(paths[::-1], **FEW))
     check(domain.tune(paths[3:4], **FEW))  # one device
     monkeypatch.setattr(chunks, "_MOST", {"cpu": 2})
     monkeypatch.setattr(chunks, "_one_by_one", lambda devices: False)
-    check(domain.tune(paths, **FEW))
+    check(domain.tune(paths, **FEW), max(np.abs(one).max() for one in by_name.values()))
     (other,) = domain.tune(paths[:1], **FEW, seed=1)
     assert np.abs(numbers(other) - by_name["0"]).max() > 1e-2
 
