@@ -134,7 +134,13 @@ class Domain:
 
         rows = grain.MapDataset.range(len(images)).map(read)
         ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
-        made = over(personalise, self._personalising(recipe, settings.seed), ahead, len(images), lower="batch_size")
+        made = over(
+            personalise,
+            self._personalising(recipe, settings.seed, reads=bool(recipe.steps) and tokens is None),
+            ahead,
+            len(images),
+            lower="batch_size",
+        )
         return Outcomes(len(images), (self._concept(recipe.scope, *pair) for pair in made))
 
     def _read(self, image: PictureLike, mask: str, caption: Prompts | None) -> Given:
@@ -145,14 +151,12 @@ class Domain:
             )
         return given(picture, found, caption)
 
-    def _personalising(self, recipe: Recipe, seed: int) -> Personalising:
-        grid = scene_captions(self.template)
-        captions = Captions(
-            *(
-                jnp.asarray(part).reshape(len(grid), len(grid[0]), -1)
-                for part in self.tokenize([caption for row in grid for caption in row])
-            )
-        )
+    def _personalising(self, recipe: Recipe, seed: int, *, reads: bool) -> Personalising:
+        captions = None
+        if reads:
+            grid = scene_captions(self.template)
+            tokens = self.tokenize([caption for row in grid for caption in row])
+            captions = Captions(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
         encoders = Encoders(self.params["vae"], self.params["image_encoder"])
         return Personalising(self.method, self.frozen, encoders, captions, jax.random.key(seed), recipe, self.clip_features)
 

@@ -45,7 +45,7 @@ class Personalising:
     method: Method
     frozen: Frozen
     encoders: Encoders
-    captions: Captions
+    captions: Captions | None  # where pictures come without
     key: PRNGKeyArray
     recipe: Recipe
     clip_features: str = struct.field(pytree_node=False)
@@ -94,6 +94,7 @@ def see(run: Personalising, own: Given, key: PRNGKeyArray) -> Views:
 
 
 def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:
+    assert run.captions is not None, "a picture has no caption, and there is none to choose"
     ids, placeholder = run.captions
     weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
     picked = pick_captions(weights, _PROMPTS)

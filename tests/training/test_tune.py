@@ -43,11 +43,11 @@ def write_random(folder, count):
 
 
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
-    """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
+    """In the shipped domain, with its own settings: maximum difference 1e-5 in every trained number."""
     creatures = load_domain("creatures")
     paths = write_pictures(held_out(0, 3, split="validation"), tmp_path, "picture")
-    together = creatures.tune(paths)
-    (alone,) = creatures.tune(paths[1:2])
+    together = creatures.tune(paths, caption="a photo of *s")
+    (alone,) = creatures.tune(paths[1:2], caption="a photo of *s")
     assert np.abs(alone.trainable.residual).max() > 1e-2
     np.testing.assert_allclose(numbers(together[1]), numbers(alone), atol=1e-5)
 
