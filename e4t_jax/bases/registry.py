@@ -24,7 +24,8 @@ from e4t_jax.prompts import known_words
 
 # `_class_name` of model_index.json -> what reads such a folder: (folder, what finds the image encoder) -> (base, weights).
 ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
-_RANDOM_IMAGE_ENCODER = "random:vit-h14"
+_RANDOM = "random:"
+_RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -42,8 +43,8 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
 
 
 def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
-    if name.startswith("random:"):
-        return random_base(name.removeprefix("random:"), (image_encoder or _RANDOM_IMAGE_ENCODER).removeprefix("random:"))
+    if name.startswith(_RANDOM):
+        return random_base(name, image_encoder)
     shipped = registry.find("base", name)
     folder = shipped() if shipped else find_folder(name, "base")
     own = (folder / "image_encoder" / "config.json").exists()
@@ -60,8 +61,8 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
-    """Random weights of the true geometry "sd15" or "sd21", with a tokenizer that knows the words of this package's prompts.
+def random_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+    """Random weights of the true geometry "random:sd15" or "random:sd21", and a tokenizer of the words of our prompts.
 
     Errors: `UserError` for another name.
     """
@@ -71,15 +72,16 @@ def random_base(name: str, image_encoder: str) -> tuple[Base, Params]:
 
 def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """`load_base` with shapes in place of weights: of a random base none is drawn."""
-    if not name.startswith("random:"):
+    if not name.startswith(_RANDOM):
         base, params = load_base(name, image_encoder, **policy)
         return base, jax.eval_shape(lambda: params)
-    base = _geometry(name.removeprefix("random:"), (image_encoder or _RANDOM_IMAGE_ENCODER).removeprefix("random:"))
+    base = _geometry(name, image_encoder)
     return base.with_policy(**policy), base.param_shapes()
 
 
-def _geometry(name: str, image_encoder: str) -> StableDiffusion:
-    return StableDiffusion(geometry(name, image_encoder), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
+def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
+    parts = (part.removeprefix(_RANDOM) for part in (name, image_encoder or _RANDOM_IMAGE_ENCODER))
+    return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
 def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:

@@ -26,17 +26,17 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
     `length` is the longest prompt in tokens. With a `size`, words that nothing is spelled with fill the vocabulary up to it: a
     stand-in for CLIP's own.
     """
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    model = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ends = [letter + "</w>" for letter in letters]
+    ends = [letter + _WORD_END for letter in letters]
     # Named beforehand, they have fixed numbers; else they are numbered as a hash table goes, and ties fall another way each time.
     trainer = trainers.BpeTrainer(
         vocab_size=20_000,
         min_frequency=1,
         special_tokens=ends,
         initial_alphabet=letters,
-        end_of_word_suffix="</w>",
+        end_of_word_suffix=_WORD_END,
         show_progress=False,
     )
     model.train_from_iterator(words, trainer)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -20,7 +19,7 @@ from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, digest, file_digest, to_json, write_file, written_behind
-from e4t_jax.training.distributed import Processes, joined
+from e4t_jax.training.distributed import Processes, is_first, joined, own_file, share_of
 
 _ROWS = 64  # of the grid
 
@@ -57,8 +56,7 @@ def _generate(config: Config) -> None:
     check_writable(config.out)
     domain = load_domain(config.domain, dtype=config.dtype)
     # Every process of a run draws its share, and writes its own files.
-    process = jax.process_index()
-    share = config.concepts[process :: jax.process_count()]
+    share = share_of(config.concepts)
     failed: dict[str, UserError] = {}
     origins: dict[str, str] = {}
     drawn = 0
@@ -79,7 +77,7 @@ def _generate(config: Config) -> None:
 
     outcomes = domain.generate_many(to_draw(), config.prompts, config.drawing, count=len(share)) if share else ()
     with written_behind() as write:
-        for outcome in progress(outcomes, "drawing", unit="concept", disable=process > 0):
+        for outcome in progress(outcomes, "drawing", unit="concept", disable=not is_first()):
             if outcome.error is not None:
                 failed[outcome.name] = outcome.error
                 continue
@@ -89,7 +87,7 @@ def _generate(config: Config) -> None:
     shown = [path.stem for path in share if path.stem not in failed][:_ROWS]
     if shown:
         grid = picture_grid([[np.asarray(Image.open(file)) for file in files(name)] for name in shown])
-        write_file(config.out / (f"grid_{process}.png" if process else "grid.png"), encode_png(grid))
+        write_file(own_file(config.out / "grid.png"), encode_png(grid))
         print(f"Wrote {drawn * len(config.prompts)} pictures and a grid to {config.out}")
     all_done(failed, len(share), "concepts")
 

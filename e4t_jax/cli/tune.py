@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import jax
-
 from e4t_jax.cli.shared import Inline, NetworkCommand, all_done, names_of, progress, say, use_all_cores
 from e4t_jax.concept import concept_bytes, load_concept
 from e4t_jax.data.images import is_mask, mask_beside
 from e4t_jax.domain_files import check_names, load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.storage import check_writable, to_json, write_file, written_behind
-from e4t_jax.training.distributed import Processes, joined
+from e4t_jax.training.distributed import Processes, is_first, joined, own_file, share_of
 from e4t_jax.training.tune import TuneSettings
 
 
@@ -53,8 +51,7 @@ def _tune(config: Config) -> None:
         check_names(config.out, [f"{name}.safetensors" for name in names])
     domain = load_domain(config.domain, dtype=config.dtype)
     # Every process of a run tunes its share, and writes its own files.
-    process = jax.process_index()
-    share = images[process :: jax.process_count()]
+    share = share_of(images)
     sizes: dict[str, int] = {}
     failed: dict[str, UserError] = {}
     began = time.perf_counter()
@@ -64,7 +61,7 @@ def _tune(config: Config) -> None:
 
     with written_behind() as write:
         outcomes = domain.tune_many(share, config.tuning, caption=config.caption, done=done) if share else ()
-        for outcome in progress(outcomes, "tuning", unit="concept", disable=process > 0):
+        for outcome in progress(outcomes, "tuning", unit="concept", disable=not is_first()):
             path = config.out / f"{outcome.name}.safetensors"
             if outcome.error is not None:
                 failed[outcome.name] = outcome.error
@@ -84,7 +81,7 @@ def _tune(config: Config) -> None:
         "failed": {name: str(error) for name, error in failed.items()},
     }
     if sizes:
-        write_file(config.out / (f"tune_{process}.json" if process else "tune.json"), to_json(facts))
+        write_file(own_file(config.out / "tune.json"), to_json(facts))
         print(f"{len(sizes)} concepts are in {config.out} ({seconds:.1f} s, compilation included)")
     all_done(failed, len(share), "pictures")
 

@@ -12,8 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -35,6 +36,9 @@ _LOST = ("UNAVAILABLE", "ABORTED", "CANCELLED", "DEADLINE_EXCEEDED", "INTERNAL",
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 # The machines of a slice, where GKE or a pod's own image says so.
 _HOSTS = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
+Thing = TypeVar("Thing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,9 +100,19 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def stop_of_all(first: int = 0) -> Callable[[], bool]:
+def share_of(things: Sequence[Thing]) -> Sequence[Thing]:
+    """What of many things is this process's part: every n-th."""
+    return things[jax.process_index() :: jax.process_count()]
+
+
+def own_file(path: Path) -> Path:
+    """Where a process writes a file that each has its own of: process 1 `NAME_1.json` for `NAME.json`, the first as it is."""
+    return path if is_first() else path.with_stem(f"{path.stem}_{jax.process_index()}")
+
+
+def stop_of_all() -> Callable[[], bool]:
     """What tells, after every step, whether one of the processes got SIGTERM; all are told at the same step."""
-    steps = itertools.count(first)
+    steps = itertools.count()
     return lambda: multihost_utils.reached_preemption_sync_point(next(steps))
 
 

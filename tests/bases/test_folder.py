@@ -200,7 +200,7 @@ def test_a_byte_that_flips_is_noticed_in_every_file_of_weights_and_words(folder)
             path.write_bytes(content.replace(b"creature", b"creatuer", 1) if b"creature" in content else content + b"a b\n")
         else:
             path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        assert_one_line(folder, rf"{name} (was changed since it was written|is damaged)|merges.txt does not fit")
+        assert_one_line(folder, rf"{name} (was changed since it was written|is damaged)")
         path.write_bytes(content)
     bases.load_base(str(folder))
     (folder / "vae" / "diffusion_pytorch_model.safetensors").rename(folder / "vae" / "diffusion_pytorch_model.fp16.safetensors")

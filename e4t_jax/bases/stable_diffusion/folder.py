@@ -123,10 +123,10 @@ def load_folder(
     with warnings.catch_warnings():  # said once, where the schedule is put to use
         warnings.simplefilter("ignore")
         noise_schedule(configs["scheduler"])  # says what of it is not supported
-    text = StableDiffusion(configs, None).text
-    tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
     weights = {part: open_weights(where, part) for part, where in folders.items()}
     _verify(folder, index)
+    text = StableDiffusion(configs, None).text
+    tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
     if image_encoder is not None:
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
