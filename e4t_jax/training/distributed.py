@@ -71,13 +71,23 @@ def joined(processes: Processes) -> Iterator[None]:
         yield
         left.set()
     except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith(_LOST):
+        if loss_among(error) is None:
             raise
         raise UserError(
             f"process {jax.process_index()}: another process of the run is lost ({reason_of(error, 80)}); "
             "see what it said, and start all again with --resume."
         ) from None
     jax.distributed.shutdown()
+
+
+def loss_among(error: BaseException) -> jax.errors.JaxRuntimeError | None:
+    """What says that another process does not answer, among an error and those it came from; None where nothing does."""
+    chain: BaseException | None = error if jax.distributed.is_initialized() else None
+    while chain is not None:
+        if isinstance(chain, jax.errors.JaxRuntimeError) and str(chain).startswith(_LOST):
+            return chain
+        chain = chain.__cause__ or chain.__context__
+    return None
 
 
 def end(line: str) -> NoReturn:
