@@ -70,7 +70,7 @@ def joined(processes: Processes) -> Iterator[None]:
     try:
         yield
         left.set()
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         if loss_among(error) is None:
             raise
         raise UserError(
@@ -80,11 +80,12 @@ def joined(processes: Processes) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
-def loss_among(error: BaseException) -> jax.errors.JaxRuntimeError | None:
+def loss_among(error: BaseException) -> BaseException | None:
     """What says that another process does not answer, among an error and those it came from; None where nothing does."""
     chain: BaseException | None = error if jax.distributed.is_initialized() else None
     while chain is not None:
-        if isinstance(chain, jax.errors.JaxRuntimeError) and str(chain).startswith(_LOST):
+        # JAX raises some as a ValueError.
+        if isinstance(chain, jax.errors.JaxRuntimeError | ValueError) and str(chain).startswith(_LOST):
             return chain
         chain = chain.__cause__ or chain.__context__
     return None
