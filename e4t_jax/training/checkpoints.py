@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from e4t_jax.errors import Stopped, UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
-from e4t_jax.training.distributed import agreed, is_first, loss_among
+from e4t_jax.training.distributed import agreed, is_first
 
 _FACTS = "facts.json"
 _DIGESTS = "digests.json"
@@ -224,13 +224,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _one_line(what: str, mend: str):
-    """Whatever the store raises, as a `UserError`; but a lost process as what it is."""
+    """Whatever the store raises, as a `UserError`."""
     with _quiet():
         try:
             yield
         except Exception as error:
-            if (lost := loss_among(error)) is not None:
-                raise lost from None  # and no fault of the disk
             reason = reason_of(error, 160)
             raise UserError(f"{what} ({reason}); {mend}.", "work") from None
 

@@ -70,25 +70,14 @@ def joined(processes: Processes) -> Iterator[None]:
     try:
         yield
         left.set()
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        if loss_among(error) is None:
+    except Exception as error:  # what was made of it on the way says less
+        if (lost := _loss_among(error)) is None:
             raise
         raise UserError(
-            f"process {jax.process_index()}: another process of the run is lost ({reason_of(error, 80)}); "
+            f"process {jax.process_index()}: another process of the run is lost ({reason_of(lost, 80)}); "
             "see what it said, and start all again with --resume."
         ) from None
     jax.distributed.shutdown()
-
-
-def loss_among(error: BaseException) -> BaseException | None:
-    """What says that another process does not answer, among an error and those it came from; None where nothing does."""
-    chain: BaseException | None = error if jax.distributed.is_initialized() else None
-    while chain is not None:
-        # JAX raises some as a ValueError.
-        if isinstance(chain, jax.errors.JaxRuntimeError | ValueError) and str(chain).startswith(_LOST):
-            return chain
-        chain = chain.__cause__ or chain.__context__
-    return None
 
 
 def end(line: str) -> NoReturn:
@@ -125,6 +114,17 @@ def stop_of_all() -> Callable[[], bool]:
     """What tells, after every step, whether one of the processes got SIGTERM; all are told at the same step."""
     steps = itertools.count()
     return lambda: multihost_utils.reached_preemption_sync_point(next(steps))
+
+
+def _loss_among(error: Exception) -> Exception | None:
+    """What says that another process does not answer, among an error and those it came from; None where nothing does."""
+    chain: BaseException | None = error
+    while chain is not None:
+        # Some of what JAX says comes as a ValueError.
+        if isinstance(chain, jax.errors.JaxRuntimeError | ValueError) and str(chain).startswith(_LOST):
+            return chain
+        chain = chain.__cause__ or chain.__context__
+    return None
 
 
 def _asked_for(processes: Processes) -> bool:

@@ -1,7 +1,9 @@
 """Which process of how many: said by flags or the environment, and one line where it is said by halves."""
 
+import re
 import threading
 
+import jax
 import pytest
 
 from e4t_jax.errors import UserError
@@ -45,6 +47,21 @@ def test_flags_say_it(calls):
     with joined(Processes(coordinator="auto")):
         pass
     assert calls == [("10.0.0.1:8476", 2, 1), "shutdown", (None, None, None), "shutdown"]
+
+
+@pytest.mark.parametrize(("what", "is_lost"), [("UNKNOWN: Gloo AllGather failed: reset by peer", True), ("no space left", False)])
+@pytest.mark.parametrize("kind", [ValueError, jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_process_lost_within_a_save_is_told_as_lost(calls, what, is_lost, kind, wrapped):
+    """Though the save made a line of its own of it; and what is no loss stays what it was."""
+    said = "another process of the run is lost (UNKNOWN: Gloo" if is_lost else "Cannot write" if wrapped else what
+    with pytest.raises(Exception, match=re.escape(said)), joined(Processes(coordinator="auto")):
+        try:
+            raise kind(what)
+        except Exception as error:
+            if wrapped:
+                raise UserError(f"Cannot write a checkpoint ({error}); free some space and resume.") from None
+            raise
 
 
 @pytest.mark.parametrize(
