@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from e4t_jax.bases import Params, StableDiffusion, save_folder
 from e4t_jax.creatures import base_training as losses
 from e4t_jax.creatures.captions import write_captions
 from e4t_jax.creatures.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
-from e4t_jax.creatures.renderer import render
 from e4t_jax.diffusion import noise_schedule
 from e4t_jax.errors import UserError
 from e4t_jax.storage import fingerprint
@@ -31,7 +32,7 @@ from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
 from e4t_jax.training.parallel import layout
 
 _CAPTION_SETS = 4  # of the same pictures, in turn: a picture is not always described in the same words
-_VAE_BATCH = 16
+_AHEAD = 4  # batches made while a step runs
 _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
 
 
@@ -39,16 +40,20 @@ _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
 class BaseSettings:
     """How the base model is trained."""
 
-    pictures: int = 40960
+    pictures: int = 262144
     """Pictures to draw for training."""
-    autoencoder_steps: int = 2200
-    """Steps of the autoencoder, at 16 pictures a step."""
-    denoiser_steps: int = 10500
+    autoencoder_steps: int = 12000
+    """Steps of the autoencoder."""
+    autoencoder_batch: int = 64
+    """Pictures a step of the autoencoder."""
+    denoiser_steps: int = 40000
     """Steps of the U-Net with its text encoder."""
-    contrast_steps: int = 3000
-    """Steps of the image encoder, at 64 pictures a step."""
-    batch_size: int = 32
+    batch_size: int = 256
     """Pictures a step of the U-Net."""
+    contrast_steps: int = 4000
+    """Steps of the image encoder."""
+    contrast_batch: int = 256
+    """Pictures a step of the image encoder."""
     seed: int = 0
     """Seed of the weights, the pictures and the order of training."""
 
@@ -60,14 +65,15 @@ def train_base(
 
     Errors: `UserError` for fewer pictures than a batch holds, and those of `training.checkpoints` and `training.loop`.
     """
-    most = max(_VAE_BATCH, settings.batch_size)
+    most = max(settings.autoencoder_batch, settings.batch_size)
     if settings.pictures < most:
         raise UserError(f"{settings.pictures} is less than a batch of {most}; give more.", "pictures")
     fit = partial(_fit, base, params, settings, work, track, say)
     pictures = draw_pictures(work, settings.seed, settings.pictures, partial(track, description="drawing"))
 
     def picture_batches(first: int) -> Iterator[np.ndarray]:
-        return (as_floats(pictures[np.sort(rows)]) for rows in shuffled(settings.pictures, _VAE_BATCH, settings.seed, first))
+        order = shuffled(settings.pictures, settings.autoencoder_batch, settings.seed, first)
+        return (as_floats(pictures[np.sort(rows)]) for rows in order)
 
     loss = partial(losses.autoencoder_loss, base)
     vae = fit("autoencoder", loss, {"vae": params["vae"]}, {}, picture_batches, settings.autoencoder_steps)
@@ -82,9 +88,9 @@ def train_base(
 
     def caption_batches(first: int) -> Iterator[losses.Batch]:
         size, count = settings.batch_size, settings.pictures
-        sets = [write_captions(base.tokenizer, identities, scenes, seed) for seed in range(_CAPTION_SETS)]
+        captions = cache(lambda seed: write_captions(base.tokenizer, identities, scenes, seed))
         for step, rows in enumerate(shuffled(count, size, settings.seed, first), first):
-            yield losses.Batch(latents[rows], *(part[rows] for part in sets[step * size // count % _CAPTION_SETS]))
+            yield losses.Batch(latents[rows], *(part[rows] for part in captions(step * size // count % _CAPTION_SETS)))
 
     loss = partial(losses.denoiser_loss, base, noise_schedule(base.scheduler), empty)
     start = {"unet": params["unet"], "text_encoder": params["text_encoder"]}
@@ -93,9 +99,8 @@ def train_base(
 
     def pair_batches(first: int) -> Iterator[tuple]:
         for step in itertools.count(first):
-            relatives, places = look_alikes(settings.seed, step, 64)
-            captions = write_captions(base.tokenizer, relatives, places, step, compounds=0.9)
-            yield as_floats(render(relatives, places)[0]), captions
+            relatives, places = look_alikes(settings.seed, step, settings.contrast_batch)
+            yield relatives, places, write_captions(base.tokenizer, relatives, places, step, compounds=0.9)
 
     start = {
         "image_encoder": params["image_encoder"],
@@ -140,10 +145,19 @@ def _fit(
             lambda state, frozen, batch, key: step(state, frozen, where.place_rows(batch), key),
             state,
             where.place(frozen),
-            batches,
+            lambda first: _ahead(batches(first)),
             key,
         )
         return where.unplace(state).average
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, which never end; the next ones are made while the caller works."""
+    with ThreadPoolExecutor(1) as maker:
+        waiting = deque(maker.submit(next, batches) for _ in range(_AHEAD))
+        while True:
+            waiting.append(maker.submit(next, batches))
+            yield waiting.popleft().result()
 
 
 def _others(name: str) -> list[str]:

@@ -19,7 +19,10 @@ from jaxtyping import Float
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Params, StableDiffusion
 from e4t_jax.creatures.captions import Captions
+from e4t_jax.creatures.renderer import IMAGE_SIZE, draw
 from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
+
+Drawn = dict[str, Array]  # a `Record` on a device
 
 _KL_WEIGHT = 1e-4
 _EDGE_WEIGHT = 0.25
@@ -83,10 +86,14 @@ def denoiser_loss(
     return error, {"loss": error}
 
 
-def contrastive_loss(base: StableDiffusion, params: Params, frozen: Params, batch: tuple[Array, Captions], key: jax.Array):
-    """CLIP's symmetric cross-entropy between pictures and captions, the text encoder's trunk frozen."""
+def contrastive_loss(base: StableDiffusion, params: Params, frozen: Params, batch: tuple[Drawn, Drawn, Captions], key):
+    """CLIP's symmetric cross-entropy between pictures of (identities, scenes), drawn here, and their captions.
+
+    The text encoder's trunk is frozen.
+    """
     del key
-    images, captions = batch
+    identities, scenes, captions = batch
+    images = jnp.round(draw(identities, scenes, IMAGE_SIZE)[0] * 255) / 127.5 - 1
     reader = {**frozen["text_encoder"], "text_projection": params["text_projection"]}
     seen = base.embed_image(params["image_encoder"], images)
     read = base.embed_text(reader, jnp.asarray(captions.ids), caption_words(base, reader, captions))

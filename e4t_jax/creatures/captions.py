@@ -11,8 +11,9 @@ No caption ever names an identity. Two ways of naming attributes teach two thing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from transformers import CLIPTokenizer
@@ -39,6 +40,8 @@ EYE_WORDS = ("one", "two", "three")
 _EAR_PHRASES = ("earless", "bear-eared", "cat-eared", "bunny-eared", "horned", "antennaed")
 _EAR_WORDS = ("earless", "bear", "cat", "bunny", "horned", "antennaed")
 _HAT_WORDS = ("bareheaded", "hatted", "crowned", "scarfed", "bowtied")
+_FLAGS = {"cheeks": "blushing", "feet": "footed", "tail": "tailed"}
+_MOST_ADJECTIVES = 5
 assert len(_EAR_WORDS) == len(EARS) and len(_HAT_WORDS) == len(HATS)
 
 
@@ -59,42 +62,49 @@ def vocabulary() -> list[str]:
     return sorted({word for phrase in phrases for word in phrase.replace("-", " ").split()})
 
 
-def _blend(words: tuple[str, ...], hue: float) -> dict[str, float]:
-    position = hue * len(words)
-    low = int(np.floor(position))
-    share = position - low
-    return {words[low % len(words)]: 1 - share, words[(low + 1) % len(words)]: share}
+# Which attribute each of a description's parts tells of: the hues of body and trim are two words each.
+_ATTRIBUTE_OF = np.array([0, 0, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10])
+_HUES = 2  # attributes that every class has: the body's hue and its shade
+assert len(_ATTRIBUTE_OF) == PARTS
 
 
-def describe(identity: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    """The attributes of one identity, each as (adjective, weighted words of a compound)."""
-    body, trim = BODY_HUES[hue_word(identity["body_hue"])], TRIM_HUES[hue_word(identity["trim_hue"])]
-    lightness = identity["lightness"]
-    shade = "pale" if lightness > 0 else "dark"
-    pattern, ears = PATTERNS[int(identity["pattern"])], int(identity["ears"])
-    eyes, mouth = EYE_WORDS[int(identity["eyes"])], MOUTHS[int(identity["mouth"])]
-    shape, hat = SHAPES[int(identity["shape"])], _HAT_WORDS[int(identity["hat"])]
-    trimmed = f"{trim}-trimmed" if pattern == "plain" else f"{trim}-{pattern}"
-    attributes = [
-        (body, _blend(BODY_HUES, float(identity["body_hue"]))),
-        (shade if abs(lightness) > 0.4 else "", {shade: abs(float(lightness))}),
-        (shape, {shape: 1.0}),
-        (f"{eyes}-eyed", {eyes: 1.0}),
-        (_EAR_PHRASES[ears], {_EAR_WORDS[ears]: 1.0}),
-        (trimmed, {**_blend(TRIM_HUES, float(identity["trim_hue"])), pattern: 1.0}),
-        (mouth, {mouth: 1.0}),
-        (hat, {hat: 1.0}),
-    ]
-    for name, word in (("cheeks", "blushing"), ("feet", "footed"), ("tail", "tailed")):
-        if identity[name] == 1:
-            attributes.append((word, {word: 1.0}))
-    return attributes
+class Description(NamedTuple):
+    """Identities in words: an adjective for each attribute ("" where there is nothing to say), and the parts of a compound."""
+
+    adjectives: np.ndarray  # str [n, attributes]
+    parts: np.ndarray  # str [n, PARTS]
+    weights: np.ndarray  # float32 [n, PARTS]
 
 
-def _spoken(kind: str, attributes: list[tuple[str, dict[str, float]]]) -> list[tuple[str, dict[str, float]]]:
-    if kind == "creature":
-        return attributes
-    return [attribute for attribute in attributes if attribute[0] in (*BODY_HUES, "pale", "dark")]
+def describe(identities: Record) -> Description:
+    """The attributes of identities in words; parts that shade into each other are weighed by their nearness."""
+
+    def pick(words: Sequence[str], name: str) -> np.ndarray:
+        return np.array(words)[identities[name].astype(int)]
+
+    def blend(words: Sequence[str], hue: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        position = hue * len(words)
+        low = np.floor(position).astype(int)
+        ring = np.array(words)
+        return [(ring[low % len(words)], 1 - (position - low)), (ring[(low + 1) % len(words)], position - low)]
+
+    lightness = identities["lightness"]
+    body, trim = (np.array(words)[hue_word(identities[hue])] for words, hue in ((BODY_HUES, "body_hue"), (TRIM_HUES, "trim_hue")))
+    shade = np.where(lightness > 0, "pale", "dark")
+    pattern, eyes, shape, mouth, hat = (
+        pick(words, name)
+        for words, name in ((PATTERNS, "pattern"), (EYE_WORDS, "eyes"), (SHAPES, "shape"), (MOUTHS, "mouth"), (_HAT_WORDS, "hat"))
+    )
+    flags = [np.where(identities[name] == 1, word, "") for name, word in _FLAGS.items()]
+    trimming = np.where(pattern == "plain", "trimmed", pattern)
+    adjectives = [body, np.where(np.abs(lightness) > 0.4, shade, ""), shape, np.char.add(eyes, "-eyed"), pick(_EAR_PHRASES, "ears")]
+    adjectives += [np.char.add(np.char.add(trim, "-"), trimming), mouth, hat, *flags]
+    whole = np.ones(len(lightness))
+    parts = [*blend(BODY_HUES, identities["body_hue"]), (shade, np.abs(lightness)), (shape, whole), (eyes, whole)]
+    parts += [(pick(_EAR_WORDS, "ears"), whole), *blend(TRIM_HUES, identities["trim_hue"]), (pattern, whole), (mouth, whole)]
+    parts += [(hat, whole), *((np.full(len(lightness), word), identities[name]) for name, word in _FLAGS.items())]
+    words, weights = (np.stack(column, axis=1) for column in zip(*parts, strict=True))
+    return Description(np.stack(adjectives, axis=1), words, weights.astype(np.float32))
 
 
 def sentence(style: int, kind: str, context: int, adjectives: list[str], *, named: bool = False) -> str:
@@ -108,34 +118,39 @@ def write_captions(tokenizer: CLIPTokenizer, identities: Record, scenes: Record,
     """One random caption a picture; a share `compounds` of them names attributes in a compound noun, the rest spells some out."""
     generator = np.random.default_rng([seed, 7])
     count = len(scenes["style"])
-    written = Captions(
-        np.zeros((count, CAPTION_LENGTH), np.int32),
-        np.zeros(count, np.int32),
-        np.zeros((count, PARTS), np.int32),
-        np.zeros((count, PARTS), np.float32),
-    )
+    described = describe(identities)
+    attributes = described.adjectives.shape[1]
+    # Of what is no creature, only the hue shows.
+    spoken = (scenes["class"] == CLASSES.index("creature"))[:, None] | (np.arange(attributes) < _HUES)
+    compound = generator.uniform(size=count) < compounds
+    named = compound & (generator.uniform(size=count) < 0.7)
+    whole = generator.uniform(size=count) < 0.7
+    chosen = spoken & compound[:, None] & (whole[:, None] | (generator.uniform(size=(count, attributes)) < 0.5))
+    share = generator.choice([0.0, 0.3, 0.7], count)
+    said = spoken & ~compound[:, None] & (generator.uniform(size=(count, attributes)) < share[:, None])
+    said &= described.adjectives != ""
+    said &= np.cumsum(said, axis=1) <= _MOST_ADJECTIVES
+    said[:, 0] |= ~compound & (share > 0) & (generator.uniform(size=count) < 0.5)
+
     token = {word: tokenizer.convert_tokens_to_ids(word + "</w>") for word in vocabulary()}
-    sentences = []
+
+    @cache
+    def read_word(word: str) -> list[int]:
+        return tokenizer(word, add_special_tokens=False).input_ids
+
+    # Between spaces the tokenizer reads every word by itself, so each has to be read once only.
+    def read(text: str) -> list[int]:
+        return [piece for word in text.split() for piece in read_word(word)]
+
+    ids = np.full((count, CAPTION_LENGTH), tokenizer.pad_token_id, np.int32)
+    noun = np.zeros(count, np.int32)
     for row in range(count):
         kind = CLASSES[int(scenes["class"][row])]
-        attributes = _spoken(kind, describe({name: value[row] for name, value in identities.items()}))
-        adjectives: list[str] = []
-        named = False
-        if generator.uniform() < compounds:
-            named = generator.uniform() < 0.7
-            kept = generator.uniform() < 0.7
-            chosen = [one for one in attributes if kept or generator.uniform() < 0.5]
-            words = [pair for _, parts in chosen for pair in parts.items()]
-            assert len(words) <= PARTS
-            written.parts[row, : len(words)] = [token[word] for word, _ in words]
-            written.weights[row, : len(words)] = [weight for _, weight in words]
-        else:
-            share = generator.choice([0.0, 0.3, 0.7])
-            adjectives = [one for one, _ in attributes if one and generator.uniform() < share][:5]
-            if share and attributes[0][0] not in adjectives and generator.uniform() < 0.5:
-                adjectives.insert(0, attributes[0][0])
-        sentences.append(sentence(int(scenes["style"][row]), kind, int(scenes["context"][row]), adjectives, named=named))
-        kinds = token[kind]
-        ids = tokenizer(sentences[-1], padding="max_length", max_length=CAPTION_LENGTH, truncation=True).input_ids
-        written.ids[row], written.noun[row] = ids, ids.index(kinds)
-    return written
+        adjectives = described.adjectives[row, said[row]].tolist()
+        text = sentence(int(scenes["style"][row]), kind, int(scenes["context"][row]), adjectives, named=bool(named[row]))
+        line = [tokenizer.bos_token_id, *read(text), tokenizer.eos_token_id]
+        ids[row, : len(line)], noun[row] = line, line.index(token[kind])
+    words, which = np.unique(described.parts, return_inverse=True)
+    parts = np.array([token[word] for word in words.tolist()], np.int32)[which.reshape(described.parts.shape)]
+    weights = described.weights * chosen[:, _ATTRIBUTE_OF]
+    return Captions(ids, noun, np.where(weights > 0, parts, 0), weights)

@@ -217,7 +217,8 @@ def test_base_is_trained_and_written(tmp_path):
     from e4t_jax.creatures.base_stages import BaseSettings
 
     steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
-    config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, batch_size=16, **steps))
+    batches = {"autoencoder_batch": 16, "batch_size": 16, "contrast_batch": 64}
+    config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, **batches, **steps))
     base.main(config)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
     loaded, params = bases.load_folder(tmp_path / "base")

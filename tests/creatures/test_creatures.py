@@ -118,8 +118,10 @@ def test_captions_fit_and_name_no_identity(tokenizer):
     identities, scenes = sample_identities(5, count), sample_scenes(5, count, **{"class": kinds})
     captions = write_captions(tokenizer, identities, scenes, 5)
     assert captions.ids.shape == (count, CAPTION_LENGTH)
+    texts = caption_texts(tokenizer, captions)
+    np.testing.assert_array_equal(captions.ids, tokenizer(texts, padding="max_length", max_length=CAPTION_LENGTH).input_ids)
     known = {*vocabulary(), "-"}
-    for row, text in enumerate(caption_texts(tokenizer, captions)):
+    for row, text in enumerate(texts):
         style, context = int(scenes["style"][row]), int(scenes["context"][row])
         assert text.startswith(list(STYLES.values())[style]), text
         assert text.endswith(list(CONTEXTS.values())[context]), text
@@ -153,13 +155,12 @@ def test_spelled_out_captions_have_no_parts_and_compounds_have(tokenizer):
 
 def test_description_weighs_hues_by_their_distance():
     identities = sample_identities(7, 100)
-    for row in range(100):
-        identity = {name: value[row] for name, value in identities.items()}
-        (body, blend), (_, shade), *_ = describe(identity)
-        assert abs(sum(blend.values()) - 1) < 1e-6
-        # The caption's word is the blend's heavier part.
-        assert max(blend, key=blend.get) == body
-        assert list(shade.values()) == [abs(float(identity["lightness"]))]
+    adjectives, parts, weights = describe(identities)
+    np.testing.assert_allclose(weights[:, :2].sum(axis=1), 1, atol=1e-6)
+    # The caption's word is the blend's heavier part.
+    heavier = np.take_along_axis(parts, np.argmax(weights[:, :2], axis=1)[:, None], axis=1)[:, 0]
+    assert heavier.tolist() == adjectives[:, 0].tolist()
+    np.testing.assert_array_equal(weights[:, 2], np.abs(identities["lightness"]))
     assert set(hue_word(identities["body_hue"])) == set(range(8))
 
 
