@@ -43,9 +43,9 @@ class JudgeSettings:
     """Pictures for the scene judge to learn from, an identity each."""
     scene_steps: int = 4000
     """Steps of the scene judge, at 128 pictures a step."""
-    creatures: int = 65536
+    creatures: int = 262144
     """Pictures for the attribute judge to learn from, an identity each."""
-    attribute_steps: int = 8000
+    attribute_steps: int = 20000
     """Steps of the attribute judge, at 128 pictures a step."""
     seed: int = 77
     """Seed of the weights, the pictures and the order of training."""
