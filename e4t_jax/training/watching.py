@@ -32,7 +32,7 @@ class Watch:
         self.batch_size = batch_size
         self.steps = steps
         self._last: tuple[int, float] | None = None
-        versions = {name: metadata.version(name) for name in _LIBRARIES}
+        versions = {name: _version(name) for name in _LIBRARIES}
         machine = {"python": platform.python_version(), "devices": jax.devices()[0].device_kind, "processes": jax.process_count()}
         write_file(folder / "run.json", to_json({"settings": facts, "versions": versions, "machine": machine}))
 
@@ -53,3 +53,11 @@ class Watch:
                 file.write(json.dumps({**line, "time": time.time()}) + "\n")
         except OSError as error:
             raise UserError(f"Cannot write {self.file}: {error.strerror}; free some space and resume.", "work") from None
+
+
+def _version(library: str) -> str:
+    """Of a library as installed; a checkout on the path is none."""
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return "not installed"
