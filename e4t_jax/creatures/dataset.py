@@ -35,7 +35,7 @@ class CreaturesConfig(tfds.core.BuilderConfig):
 
     name: str = ""
     seed: int = 0
-    train: int = 131072
+    train: int = 32768
     validation: int = 256
     test: int = 256
 
