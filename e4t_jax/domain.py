@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import grain.python as grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +130,8 @@ class Domain:
                 return Outcome(name, error=error), None
             origin = _origin(own, settings, recipe, captions[row] if captions else None, self)
             return Outcome(name, origin=origin), None if done(name, origin) else own
+
+        import grain.python as grain
 
         rows = grain.MapDataset.range(len(images)).map(read)
         ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))

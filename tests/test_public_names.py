@@ -30,3 +30,16 @@ def test_unknown_names_are_attribute_errors():
 def test_importing_costs_no_jax():
     code = "import sys, e4t_jax; print('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_importing_a_command_costs_no_library_that_only_its_work_needs():
+    """Where PyTorch is installed, transformers imports it: seconds, which `--help` and a mistake in a flag should not take."""
+    code = """
+import importlib, sys
+from e4t_jax.cli.main import COMMANDS
+for module, _ in COMMANDS.values():
+    importlib.import_module("e4t_jax.cli." + module)
+print(sorted({"torch", "transformers", "grain", "orbax", "tensorflow_datasets"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stdout + done.stderr

@@ -7,13 +7,13 @@ import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTokenizer, CLIPTokenizerFast, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from e4t_jax.bases.formats import read_json
 from e4t_jax.errors import UserError, reason_of, shortened
+
+if TYPE_CHECKING:  # they import PyTorch where there is one, which takes seconds; so only what reads a tokenizer does
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
@@ -26,6 +26,9 @@ def tokenizer_of_words(words: Iterable[str], length: int, size: int | None = Non
     `length` is the longest prompt in tokens. With a `size`, words that nothing is spelled with fill the vocabulary up to it: a
     stand-in for CLIP's own.
     """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
     model = Tokenizer(models.BPE(end_of_word_suffix=_WORD_END))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -64,6 +67,8 @@ def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedToke
 
     Errors: `UserError` when a file is missing or damaged, and for a tokenizer of another text encoder.
     """
+    from transformers import CLIPTokenizer, CLIPTokenizerFast
+
     vocab, merges, whole = (folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json"))
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from transformers import CLIPTokenizer
 
 from e4t_jax.creatures.attributes import (
     BODY_HUES,
@@ -33,6 +32,9 @@ from e4t_jax.creatures.attributes import (
     hue_word,
 )
 from e4t_jax.prompts import PLAIN_ENGLISH
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 CAPTION_LENGTH = 32
 PARTS = 14  # room for the parts of a compound

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from transformers import CLIPTokenizer
+from typing import TYPE_CHECKING
 
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.creatures.captions import CAPTION_LENGTH, vocabulary
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
 
 
 def build_tokenizer() -> CLIPTokenizer:

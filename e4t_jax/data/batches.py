@@ -7,12 +7,14 @@ A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain.python as grain
 import numpy as np
 
 from e4t_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain.python as grain
 
 Tokenize = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -35,6 +37,8 @@ def training_batches(
 
     Errors: `UserError` when there are fewer pictures than a batch holds, and when n does not divide a batch.
     """
+    import grain.python as grain
+
     if len(pictures) < batch_size:
         raise UserError(f"{batch_size} is more than the {len(pictures)} pictures of the data; lower it.", "batch_size")
     which, shares = share

@@ -9,14 +9,16 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain.python as grain
 import numpy as np
 
 from e4t_jax import registry
 from e4t_jax.data.images import is_mask, read_image
 from e4t_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import grain.python as grain
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
@@ -50,6 +52,8 @@ def open_pictures(spec: str, size: int, data_dir: str | Path) -> grain.MapDatase
 
     Errors: `UserError` for another form, a folder without pictures, or a data set that is not there.
     """
+    import grain.python as grain
+
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
         return grain.MapDataset.source(FolderSource(Path(name), size))

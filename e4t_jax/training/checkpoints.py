@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from e4t_jax.errors import Stopped, UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
@@ -50,6 +49,8 @@ class Checkpoints:
         may_change: Collection[str] = (),
         say: Callable[[str], None] = warnings.warn,
     ):
+        import orbax.checkpoint as ocp
+
         self.folder = Path(folder).absolute()
         if is_first():
             check_writable(Path(folder), argument="work")
@@ -109,6 +110,8 @@ class Checkpoints:
 
         Errors: `UserError` when none of the checkpoints there is sound.
         """
+        import orbax.checkpoint as ocp
+
         damaged = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
             # One process reads the files, and all do as it says.
@@ -135,6 +138,8 @@ class Checkpoints:
 
         Errors: `UserError` when it, or the one before, cannot be written.
         """
+        import orbax.checkpoint as ocp
+
         self.wait()
         with self._writing():
             # Those passed over are of no use, and newer than what is to be saved: the store takes no step before its last.
