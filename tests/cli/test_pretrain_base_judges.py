@@ -1,0 +1,77 @@
+"""`train.pretrain`, `train.base` and `train.judges`, a few steps each: what they write is read back."""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
+    """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
+    from e4t_jax import bases, pretraining
+    from e4t_jax.cli import pretrain
+    from e4t_jax.domain_files import load_domain
+    from e4t_jax.training.pretrain import PretrainSettings
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    (tmp_path / "pictures").mkdir()
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
+    common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}"}
+    common["domain"] = pretraining.DomainSettings(template="neutral")
+    settings = partial(PretrainSettings, steps=4, batch_size=2)
+    for name in ("jit", "pmap"):
+        pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", training=settings(parallel=name), **common))
+    written = load_domain(tmp_path / "jit")
+    assert written.domain_token == "creature" and written.template == "neutral"
+    assert (tmp_path / "jit" / "encoder.safetensors").read_bytes() != (tmp_path / "pmap" / "encoder.safetensors").read_bytes()
+
+    whole = pretraining.training_batches
+
+    def stop_after_three(*arguments, **options):
+        rows = whole(*arguments, **options)
+        if options["first"] == 3:  # the look at the data before anything is compiled
+            yield from rows
+        yield from itertools.islice(rows, 3)
+        raise KeyboardInterrupt
+
+    stopped = pretrain.Config(tmp_path / "again", work=tmp_path / "work_again", training=settings(checkpoint_every=2), **common)
+    monkeypatch.setattr(pretraining, "training_batches", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(stopped)
+    assert not (tmp_path / "again" / "domain.json").exists()
+    monkeypatch.setattr(pretraining, "training_batches", whole)
+    pretrain.main(dataclasses.replace(stopped, resume=True))
+    assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
+
+
+def test_base_is_trained_and_written(tmp_path):
+    """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
+    from e4t_jax import bases
+    from e4t_jax.cli import base
+    from e4t_jax.creatures.base_stages import BaseSettings
+
+    steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
+    batches = {"autoencoder_batch": 16, "batch_size": 16, "contrast_batch": 16}
+    config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, **batches, **steps))
+    base.main(config)
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+    loaded, params = bases.load_folder(tmp_path / "base")
+    assert set(params) == {"vae", "unet", "text_encoder", "image_encoder"}
+    assert loaded.scaling_factor != 1.0
+    base.main(config)
+    assert written == {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
+
+
+def test_judges_are_trained_and_written(tmp_path):
+    from e4t_jax.cli import judges
+    from e4t_jax.creatures.judge_stages import JudgeSettings
+    from e4t_jax.creatures.judges import load_judges
+
+    steps = {"identity_steps": 2, "scene_steps": 2, "attribute_steps": 2}
+    judges.main(judges.Config(tmp_path, training=JudgeSettings(identities=64, scenes=256, creatures=256, **steps)))
+    assert set(load_judges(tmp_path)) == {"identity", "scene", "attributes"}
