@@ -14,6 +14,7 @@ from e4t_jax.objective import ConceptBatch, Trainable, e4t_loss_at
 from e4t_jax.prompts import SCENES, TEMPLATES, scene_captions
 
 
+@pytest.mark.compiles
 def test_errors_are_the_losses_of_the_captions(domain, concept_batch):
     """err_c,d is the E4T loss without its regulariser, at the same timestep and noise: relative 1e-5."""
     latents, clip = concept_batch.latents[0], concept_batch.clip[0]
@@ -56,6 +57,7 @@ def test_captions_are_picked_as_often_as_their_weight_says():
     assert np.bincount(pick_captions(weights, 8), minlength=4).tolist() == [4, 0, 2, 2]
 
 
+@pytest.mark.compiles
 def test_place_and_medium_are_read_off_pictures_in_any_style():
     """The shipped world, 24 validation pictures: at least 23 captions right (chance is one in 40)."""
     creatures, trial = load_domain("creatures"), held_out(4, 24, split="validation", any_style=True)

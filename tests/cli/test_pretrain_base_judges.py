@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 
+@pytest.mark.compiles
 def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
     from e4t_jax import bases, pretraining
@@ -49,6 +50,7 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
 
 
+@pytest.mark.compiles
 def test_base_is_trained_and_written(tmp_path):
     """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
     from e4t_jax import bases
@@ -67,6 +69,7 @@ def test_base_is_trained_and_written(tmp_path):
     assert written == {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}
 
 
+@pytest.mark.compiles
 def test_judges_are_trained_and_written(tmp_path):
     from e4t_jax.cli import judges
     from e4t_jax.creatures.judge_stages import JudgeSettings

@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from PIL import Image
 
 
+@pytest.mark.compiles
 def test_evaluate_and_demo_write_what_they_promise(tmp_path):
     """On the shipped domain: every key of the contract, a report, pictures and concept files; a share is a share."""
     from e4t_jax.cli import demo, evaluate
@@ -31,6 +33,7 @@ def test_evaluate_and_demo_write_what_they_promise(tmp_path):
     assert metrics["settings"]["given"] == "picture" and "identity_top1" in metrics["any_style"]
 
 
+@pytest.mark.compiles
 def test_a_trial_tunes_as_the_command_line_does(tmp_path):
     """The same picture by `train.tune` with its defaults gives the same concept file, byte by byte."""
     from e4t_jax.cli import tune

@@ -37,6 +37,7 @@ def draw_into(out, world, concepts, **options):
     generate.main(generate.Config(tuple(concepts), prompts, out, domain=str(world.domain), drawing=drawing, **options))
 
 
+@pytest.mark.compiles
 def test_tune_and_generate_on_a_saved_domain(tiny_world, tmp_path):
     """The main path on a tiny domain, run twice: the same seed gives the same files."""
     pictures = sorted(tiny_world.pictures.iterdir())[:2]
@@ -50,6 +51,7 @@ def test_tune_and_generate_on_a_saved_domain(tiny_world, tmp_path):
     assert written[0] == written[1]
 
 
+@pytest.mark.compiles
 def test_what_is_broken_fails_alone_and_resuming_does_the_rest(tiny_world, tmp_path, capsys):
     """Four pictures, two of them broken: the others' concepts are written; mended and resumed, no file is written again."""
     pictures = [tmp_path / f"{index}.png" for index in range(4)]
@@ -87,6 +89,7 @@ def test_what_is_broken_fails_alone_and_resuming_does_the_rest(tiny_world, tmp_p
     assert len(contents(drawn, ".png")) == 7
 
 
+@pytest.mark.compiles
 def test_processes_share_the_pictures_and_make_the_same_concepts(tiny_world, tmp_path, monkeypatch):
     """Two processes, one after the other here, beside one: the same numbers to a step of float16, each in a file of its own."""
     from e4t_jax.concept import load_concept

@@ -312,6 +312,7 @@ def go(world, work, settings=SETTINGS, domain=None, *, base=None, data=None, **o
     )
 
 
+@pytest.mark.compiles
 def test_a_run_goes_on_only_as_the_run_it_is(world, cheap, tmp_path):
     """Base, scheduler, domain token, data, pictures, seed, rate: each is compared, and nothing deleted; what may change is said."""
     work = tmp_path / "work"
@@ -385,6 +386,7 @@ def arguments(world, folder, *more):
     return ("--out", folder / "out", "--work", folder / "work", *fixed, "--checkpoint-every", 5, *more)
 
 
+@pytest.mark.compiles
 def test_sigterm_saves_within_the_step_ends_well_and_resuming_goes_on(world, cheap, tmp_path, capsys):
     cheap.hooks.append(lambda step: step == 7 and signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
@@ -399,6 +401,7 @@ def test_sigterm_saves_within_the_step_ends_well_and_resuming_goes_on(world, che
     assert (tmp_path / "out" / "domain.json").exists()
 
 
+@pytest.mark.compiles
 def test_a_rate_that_explodes_ends_with_one_line_whose_advice_works(world, cheap, tmp_path):
     assert call(*arguments(world, tmp_path, "--learning-rate", "1e30")).startswith("Error: --learning-rate: 1e+30 is out of range")
     assert not (tmp_path / "work").exists()
@@ -430,6 +433,7 @@ def test_folders_that_cannot_be_written_are_one_line(world, cheap, tmp_path, arg
     assert cheap.steps == [] and (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.compiles
 def test_a_users_own_files_in_the_folders_stay(world, cheap, tmp_path):
     for folder in ("out", "work"):
         (tmp_path / folder).mkdir()

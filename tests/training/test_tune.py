@@ -42,6 +42,7 @@ def write_random(folder, count):
     return paths
 
 
+@pytest.mark.compiles
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
     creatures = load_domain("creatures")
@@ -52,6 +53,7 @@ def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
         np.testing.assert_allclose(numbers(together), numbers(alone), atol=1e-5)
 
 
+@pytest.mark.compiles
 def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypatch):
     """Among others, in another order, in chunks of another size, on one device or two, equal to 1e-5; side by side, another
     program, to 1e-5 of the largest number; not by seed."""
