@@ -1,6 +1,6 @@
 """What tuning may change: one row a scope.
 
-compact   the word's residual r and rank-1 factors of Δ; the encoder stays the domain's: some kilobytes
+compact   the word's residual r and rank-1 factors of Δ, in a few bits each; the encoder stays the domain's: some kilobytes
 head      the encoder and rank-3 factors
 full      the encoder, rank-3 factors and every weight of the U-Net: the paper's literal form
 """
@@ -25,10 +25,13 @@ class Scope:
     # Whether the gradient follows φ_unet back through the U-Net. It costs a sixth of a step, and of offsets that learn beside an
     # encoder that does not, the likeness is the same without (docs/benchmarks.md).
     follow_features: bool = True
+    # How many of them a number of the factors' rows, and of their columns, has in a concept's file; float16 where not given. What
+    # they cost and keep is in docs/results.md.
+    bits: tuple[int, int] | None = None
 
 
 SCOPES: dict[str, Scope] = {
-    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2, follow_features=False),
+    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2, follow_features=False, bits=(4, 5)),
     "head": Scope(rank=3, learning_rate=0.05, encoder=True),
     "full": Scope(rank=3, learning_rate=0.02, encoder=True, unet=True),
 }

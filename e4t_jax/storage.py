@@ -36,7 +36,7 @@ except ImportError:  # Windows has none: there, files are whole, but two writers
 
 from e4t_jax.errors import UserError, reason_of
 
-FORMAT = 2  # of concepts and domains; 1 had no checksum
+FORMAT = 3  # of concepts and domains; 1 had no checksum, 2 no quantised factors
 _SPARE = 2**20  # bytes left free beside what is written
 _BEHIND = 32  # files that wait to be written
 
@@ -284,7 +284,7 @@ def _json_digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def pack(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> bytes:
+def pack(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> bytes:
     """A safetensors file with `header` and a checksum in ONE entry: safetensors orders several anew in every run."""
     plain = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     signed = {**header, "format": str(FORMAT)}
@@ -292,7 +292,7 @@ def pack(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> bytes:
     return save_bytes(plain, {"header": json.dumps(signed, sort_keys=True)})
 
 
-def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Tensors and header of a file that `pack` made; `kind` is what its header must say, `what` what a message calls it.
 
     Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, of another kind, or with a number
@@ -332,7 +332,7 @@ def unpack(path: Path, kind: str, what: str) -> tuple[dict[str, np.ndarray], dic
     return tensors, header
 
 
-def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
+def _digest(tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

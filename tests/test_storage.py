@@ -298,7 +298,7 @@ def test_every_cut_of_a_packed_file_is_noticed(tmp_path):
         {"header": '{"kind": "a kind", "format": "' + "9" * 5000 + '"}'},
         {"header": '{"kind": "a kind", "format": ' + "9" * 5000 + "}"},
         {"header": '{"kind": "a kind", "format": "٣"}'},
-        {"header": '{"kind": "a kind", "format": "3"}'},
+        {"header": '{"kind": "a kind", "format": "4"}'},
         {"header": '{"kind": "a kind", "format": "2"}'},
         {"header": '{"kind": "a kind", "format": "2", "checksum": 7}'},
         {"header": '{"kind": ["a kind"], "format": "1"}'},
@@ -416,7 +416,7 @@ def facts_of(folder, **changes):
     "changes",
     [
         *({name: ...} for name in ("base", "domain_token", "scale", "template", "format", "digests", "clip_features", "guidance")),
-        *({"format": value} for value in (0, -1, 3, True, "2", 2.0, None, 10**30)),
+        *({"format": value} for value in (0, -1, 4, True, "2", 2.0, None, 10**30)),
         *({"scale": value} for value in ("0.1", None, -1, 0, True, [])),
         {"guidance": 1e9},
         {"base": 3},
