@@ -14,7 +14,7 @@ import optax
 
 from e4t_jax.bases import load_base
 from e4t_jax.data.batches import training_batches
-from e4t_jax.data.sources import folder_digest, open_pictures
+from e4t_jax.data.sources import Broken, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import base_fingerprint
 from e4t_jax.objective import make_method
@@ -22,13 +22,13 @@ from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.distributed import is_first
+from e4t_jax.training.distributed import is_first, marked_by_any
 from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
 from e4t_jax.training.watching import Watch
 
 # What may change from a run to the run that goes on with it.
-_MAY_CHANGE = ("steps", "batch_size", "parallel", "fsdp", "accumulate", "checkpoint_every", "watch_every", "devices")
+_MAY_CHANGE = ("steps", "batch_size", "parallel", "fsdp", "accumulate", "checkpoint_every", "watch_every", "workers", "devices")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +81,11 @@ def pretrain(
     scene_captions(domain.template)
     model, params = load_base(base, image_encoder, **(policy or {}))
     method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
-    pictures = open_pictures(data, model.image_size, Path(work) / "data")
+    broken = Broken(say)
+    pictures = open_pictures(data, model.image_size, Path(work) / "data", broken)
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
-    rows = partial(rows, share=(jax.process_index(), jax.process_count()))
+    rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
     next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
@@ -97,6 +98,12 @@ def pretrain(
     with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         # Not before the run is known to be this one.
         watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
+
+        def record(step: int, figures: dict[str, float]) -> None:
+            count = int(marked_by_any(broken.marks(len(pictures))).sum())
+            if watch is not None:
+                watch.record(step, {**figures, "broken_pictures": count})
+
         trainable = pretrain_trainable(
             method,
             domain.clip_features,
@@ -107,9 +114,11 @@ def pretrain(
             checkpoints=checkpoints,
             tx=tx,
             track=track,
-            record=watch.record if watch is not None else lambda step, figures: None,
+            record=record,
             stop=stop,
         )
+    if count := int(marked_by_any(broken.marks(len(pictures))).sum()):
+        say(f"{count} of the {len(pictures)} pictures of {data} could not be read and were skipped.")
     assert trainable.factors is not None
     return Domain(
         base,

@@ -29,11 +29,12 @@ def training_batches(
     first: int = 0,
     last: int,
     share: tuple[int, int] = (0, 1),
+    workers: int = 2,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Shuffled batches `first` … `last - 1`; the prompt is the row's caption or a draw from `prompts`.
 
     Of every batch, `share` = (i, n) reads the i-th of n parts and no other: the n parts, one after the other, are the batch,
-    whatever n is.
+    whatever n is. `workers` threads read ahead; the batches do not depend on their number.
 
     Errors: `UserError` when there are fewer pictures than a batch holds, and when n does not divide a batch.
     """
@@ -57,5 +58,5 @@ def training_batches(
     epochs = -(-last * batch_size // len(pictures))
     rows = pictures.seed(seed).shuffle().repeat(epochs).random_map(add_prompt).batch(batch_size // shares)
     own = rows[first * shares + which : last * shares : shares]
-    ahead = own.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    ahead = own.to_iter_dataset(grain.ReadOptions(num_threads=workers, prefetch_buffer_size=2 * workers))
     return iter(ahead)

@@ -1,13 +1,17 @@
 """Pictures for domain pretraining as Grain datasets: a registered source, any TFDS dataset, or a folder of pictures.
 
 A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size, size]`, ones where there is none) and, where the
-data has one, `caption` (a prompt with the placeholder).
+data has one, `caption` (a prompt with the placeholder). A row depends on its number alone, whoever reads it: in the place of a
+picture of a folder that cannot be read stands the next one that can.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,30 +27,63 @@ if TYPE_CHECKING:
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
+class Broken:
+    """The pictures that could not be read: each is said once, when it is first met, and counted."""
+
+    def __init__(self, say: Callable[[str], None] = warnings.warn):
+        self.say = say
+        self.rows: set[int] = set()
+        self._lock = threading.Lock()  # pictures are read in several threads
+
+    def note(self, row: int, error: UserError) -> None:
+        """Row `row` could not be read."""
+        with self._lock:
+            if row in self.rows:
+                return
+            self.rows.add(row)
+        self.say(f"Skipped, with the next picture in its place: {error}")
+
+    def marks(self, rows: int) -> np.ndarray:
+        """Of each of `rows` rows, whether it was broken; bool `[rows]`."""
+        with self._lock:
+            return np.isin(np.arange(rows), list(self.rows))
+
+
 class FolderSource:
     """The pictures of a folder and its subfolders by number, in the order of their paths; `NAME.mask.png` is a mask, not a picture.
 
-    Errors: `UserError` when the folder does not exist or holds no picture.
+    A picture that cannot be read is noted in `broken`, and the next one that can be, in the order of the paths, is in its place.
+
+    Errors: `UserError` when the folder does not exist or holds no picture, and where none of them can be read.
     """
 
-    def __init__(self, folder: Path, size: int):
+    def __init__(self, folder: Path, size: int, broken: Broken):
         if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
         self.paths = [path for path in _picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
+        self.broken = broken
         if not self.paths:
             raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
+        self.folder = folder
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = read_image(self.paths[index], self.size)
-        return {"image": image, "mask": np.ones(image.shape[:2], np.float32) if mask is None else mask}
+        count = len(self.paths)
+        for row in ((index + step) % count for step in range(count)):
+            try:
+                image, mask = read_image(self.paths[row], self.size)
+            except UserError as error:
+                self.broken.note(row, error)
+                continue
+            return {"image": image, "mask": np.ones(image.shape[:2], np.float32) if mask is None else mask}
+        raise UserError(f"folder:{self.folder} holds no picture that can be read; see what was said of each.", "data")
 
 
-def open_pictures(spec: str, size: int, data_dir: str | Path) -> grain.MapDataset:
-    """Rows with `image`, `mask` and, where the data set has one, `caption` (str).
+def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | None = None) -> grain.MapDataset:
+    """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` is told of files that cannot be read.
 
     `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed) or "folder:DIR".
 
@@ -56,7 +93,7 @@ def open_pictures(spec: str, size: int, data_dir: str | Path) -> grain.MapDatase
 
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
-        return grain.MapDataset.source(FolderSource(Path(name), size))
+        return grain.MapDataset.source(FolderSource(Path(name), size, broken or Broken()))
     registered = registry.find("data", spec)
     if registered is not None:
         source = registered(data_dir)

@@ -100,6 +100,13 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def marked_by_any(marks: np.ndarray) -> np.ndarray:
+    """Where any process has a mark, on every process, which all call it; bool `[n]`."""
+    if jax.process_count() == 1:
+        return marks
+    return np.any(multihost_utils.process_allgather(marks), axis=0, keepdims=True)[0]
+
+
 def share_of(things: Sequence[Thing]) -> Sequence[Thing]:
     """What of many things is this process's part: every n-th."""
     return things[jax.process_index() :: jax.process_count()]

@@ -51,6 +51,8 @@ class PretrainSettings:
     """Steps from one checkpoint to the next."""
     watch_every: int = 25
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
+    workers: int = 2
+    """Threads of each process that read pictures ahead, a batch each; what is learned does not depend on their number."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the noise."""
 

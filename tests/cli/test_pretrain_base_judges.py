@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from functools import partial
 
 import numpy as np
@@ -48,6 +49,34 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     monkeypatch.setattr(pretraining, "training_batches", whole)
     pretrain.main(dataclasses.replace(stopped, resume=True))
     assert (tmp_path / "again" / "encoder.safetensors").read_bytes() == (tmp_path / "jit" / "encoder.safetensors").read_bytes()
+
+
+@pytest.mark.compiles
+def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
+    """The run completes, says what it skipped once and how many at the end; its losses do not depend on the number of workers."""
+    from e4t_jax import bases
+    from e4t_jax.cli import pretrain
+    from e4t_jax.pretraining import DomainSettings
+    from e4t_jax.training.pretrain import PretrainSettings
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(20):
+        pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{index:02}.png")
+    (pictures / "07.png").write_bytes((pictures / "07.png").read_bytes()[:100])
+    lines = []
+    for workers in (1, 3):
+        settings = PretrainSettings(steps=10, batch_size=2, watch_every=1, workers=workers)
+        common = {"base": str(tmp_path / "base"), "data": f"folder:{pictures}", "domain": DomainSettings(template="neutral")}
+        work = tmp_path / f"work_{workers}"
+        pretrain.main(pretrain.Config(tmp_path / f"out_{workers}", work=work, training=settings, **common))
+        said = capsys.readouterr().err
+        assert said.count("07.png") == 1 and "1 of the 20 pictures" in said
+        lines.append([json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()])
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]] and len(lines[0]) == 10
+    assert lines[0][-1]["broken_pictures"] == lines[1][-1]["broken_pictures"] == 1
 
 
 @pytest.mark.compiles

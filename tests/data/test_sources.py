@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from e4t_jax.data.batches import training_batches
-from e4t_jax.data.sources import open_pictures
+from e4t_jax.data.sources import Broken, open_pictures
 from e4t_jax.errors import UserError
 
 SIZE = 16
@@ -100,3 +100,35 @@ def test_mistakes_name_the_flag(spec, said, tmp_path):
 def test_an_empty_folder_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match="holds no picture"):
         open_pictures(f"folder:{tmp_path}", SIZE, tmp_path)
+
+
+@pytest.fixture
+def spoiled(folder, tmp_path):
+    """The same pictures, two of them broken: one empty, one cut off."""
+    for path in folder.rglob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "4.png").write_bytes((tmp_path / "4.png").read_bytes()[:200])
+    return tmp_path
+
+
+def test_broken_pictures_are_skipped_said_once_and_counted(spoiled):
+    """The next sound one is in their place; however many threads read, the batches are the same."""
+    said = []
+    broken = Broken(said.append)
+    pictures = open_pictures(f"folder:{spoiled}", SIZE, spoiled, broken)
+    rows = [pictures[index]["image"] for index in range(7)]
+    np.testing.assert_array_equal(rows[3], rows[5])
+    np.testing.assert_array_equal(rows[4], rows[5])
+    one, many = read(pictures, 7, workers=1), read(pictures, 7, workers=5)
+    for batch, other in zip(one, many, strict=True):
+        np.testing.assert_array_equal(batch["image"], other["image"])
+    assert len(said) == 2 and all(f"{name}.png" in line for name, line in zip((3, 4), sorted(said), strict=True))
+    assert broken.marks(7).tolist() == [False] * 3 + [True] * 2 + [False] * 2
+
+
+def test_a_folder_of_broken_pictures_alone_is_one_line(tmp_path):
+    for index in range(3):
+        (tmp_path / f"{index}.png").write_text("no picture")
+    with pytest.raises(UserError, match="holds no picture that can be read"):
+        open_pictures(f"folder:{tmp_path}", SIZE, tmp_path, Broken(lambda line: None))[0]
