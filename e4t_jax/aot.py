@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from e4t_jax.bases import load_base_shapes
+from e4t_jax.caching import READ_BY_RUNS
 from e4t_jax.errors import UserError, reason_of
 from e4t_jax.objective import Method, make_method
 from e4t_jax.training import optimizers
@@ -55,15 +56,19 @@ def compile_for(
     *,
     image_encoder: str | None = None,
     clip_features: str = "layers",
+    cached: bool = False,
     policy: Mapping[str, Any],
 ) -> jax.stages.Compiled:
-    """The very step that `pretrain` runs with these settings, compiled for `devices`; nothing is allocated.
+    """The very step that `pretrain` runs with these settings, on pictures or on a cache's rows, compiled for `devices`; nothing is
+    allocated.
 
     Errors: `UserError` for settings that do not fit the devices, and when the program does not fit their memory.
     """
     where = layout(settings.parallel, settings.fsdp, devices)
     where.check_divides(per_device_batch * len(devices), settings.accumulate)
     model, params = load_base_shapes(base, image_encoder, **policy)
+    if cached:
+        params = {part: params[part] for part in READ_BY_RUNS}
     method = make_method(model, "creature", clip_features=clip_features)
     tx = optimizers.pretraining(settings.learning_rate, settings.steps)
     state = jax.eval_shape(lambda: init_state(init_trainable(method, jax.random.key(0)), tx))
@@ -71,7 +76,9 @@ def compile_for(
     step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = key if settings.parallel == "pmap" else where.shapes(key)
-    lowered = step.lower(where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch), key)
+    lowered = step.lower(
+        where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch, clip_features if cached else None), key
+    )
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -80,12 +87,17 @@ def compile_for(
         raise UserError(f"{reason_of(error, 200)}; lower it.", "per_device_batch") from None
 
 
-def _rows(method: Method, where: Layout, per_device_batch: int) -> dict[str, Any]:
-    """The shapes of a global batch."""
+def _rows(method: Method, where: Layout, per_device_batch: int, cached: str | None) -> dict[str, Any]:
+    """The shapes of a global batch, of pictures or of a cache with φ_clip of the kind `cached`."""
     count, size, length = per_device_batch * where.mesh.size, method.base.image_size, method.empty_ids.shape[1]
-    shapes = {
-        "image": ((count, size, size, 3), np.float32),
-        "mask": ((count, size, size), np.float32),
+    shapes: dict[str, tuple[tuple[int, ...], Any]]
+    if cached is None:
+        shapes = {"image": ((count, size, size, 3), np.float32), "mask": ((count, size, size), np.float32)}
+    else:
+        latents, clip = method.base.latent_shape, (method.base.feature_count(cached), method.base.clip_width)
+        kept = {"latents": latents, "clip": clip, "mask": latents[:2]}
+        shapes = {name: ((count, *shape), np.float16) for name, shape in kept.items()}
+    shapes |= {
         "ids": ((count, length), np.int32),
         "placeholder": ((count, length), np.bool_),
     }

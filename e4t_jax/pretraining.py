@@ -12,17 +12,20 @@ from typing import Any, Literal
 import jax
 import optax
 
-from e4t_jax.bases import load_base
+from e4t_jax.bases import Params, load_base
+from e4t_jax.caching import READ_BY_RUNS
 from e4t_jax.data.batches import training_batches
+from e4t_jax.data.cache import CachedRows, check_made_for
 from e4t_jax.data.sources import Broken, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import base_fingerprint
+from e4t_jax.errors import UserError
 from e4t_jax.objective import make_method
 from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
-from e4t_jax.storage import check_writable
+from e4t_jax.storage import check_writable, fingerprint
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.distributed import is_first, marked_by_any
+from e4t_jax.training.distributed import is_first, largest_of_all, share_of
 from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
 from e4t_jax.training.watching import Watch
@@ -79,17 +82,22 @@ def pretrain(
         check_writable(Path(work), argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
-    model, params = load_base(base, image_encoder, **(policy or {}))
+    cached = data.startswith("cache:")
+    model, params = load_base(base, image_encoder, parts=READ_BY_RUNS if cached else None, **(policy or {}))
     method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
     broken = Broken(say)
     pictures = open_pictures(data, model.image_size, Path(work) / "data", broken)
+    if cached:
+        made_of = _check_cache(Path(data.removeprefix("cache:")), params, domain.clip_features, model.image_size)
+    else:
+        made_of = base_fingerprint(params)
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
     rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
     next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
-    facts |= {"base": base_fingerprint(params), "scheduler": dict(model.scheduler)}
+    facts |= {"base": made_of, "scheduler": dict(model.scheduler)}
     folder = Path(work) / "checkpoints"
     # Weights and two moments, of two checkpoints that are kept and one that is being written.
     shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
@@ -100,7 +108,7 @@ def pretrain(
         watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
 
         def record(step: int, figures: dict[str, float]) -> None:
-            count = int(marked_by_any(broken.marks(len(pictures))).sum())
+            count = int(largest_of_all(broken.marks(len(pictures))).sum())
             if watch is not None:
                 watch.record(step, {**figures, "broken_pictures": count})
 
@@ -117,8 +125,12 @@ def pretrain(
             record=record,
             stop=stop,
         )
-    if count := int(marked_by_any(broken.marks(len(pictures))).sum()):
+    if count := int(largest_of_all(broken.marks(len(pictures))).sum()):
         say(f"{count} of the {len(pictures)} pictures of {data} could not be read and were skipped.")
+    if cached:  # a domain draws, too: what no step needed is read now
+        model, params = load_base(base, image_encoder, **(policy or {}))
+        if base_fingerprint(params) != made_of:
+            raise UserError(f"{data} was made with another VAE or image encoder; give that base, or make a cache with it.", "data")
     assert trainable.factors is not None
     return Domain(
         base,
@@ -133,3 +145,12 @@ def pretrain(
         template=domain.template,
         clip_features=domain.clip_features,
     )
+
+
+def _check_cache(folder: Path, params: Params, clip_features: str, image_size: int) -> str:
+    """The fingerprint of the base that a cache was made with, which is this one; every process verifies its share of the shards."""
+    rows = CachedRows(folder)
+    own = {part: fingerprint(params[part]) for part in READ_BY_RUNS}
+    check_made_for(folder, rows.manifest, own, clip_features, image_size)
+    rows.check(share_of(range(len(rows.paths))))
+    return rows.manifest.base

@@ -58,6 +58,7 @@ RANGES: dict[str, Range] = {
     "watch_every": _COUNT,
     "fsdp": _COUNT,
     "accumulate": _COUNT,
+    "views": _whole(1, 1000),
     "workers": _whole(1, 1024),
     "pictures": _COUNT,
     "identities": _COUNT,

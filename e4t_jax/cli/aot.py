@@ -23,6 +23,8 @@ class Config(NetworkCommand):
     """CLIP's, as train.pretrain takes it."""
     clip_features: Literal["layers", "tokens"] = "layers"
     """What of CLIP's the encoder sees."""
+    data: Literal["pictures", "cache"] = "pictures"
+    """What the step reads: pictures, with VAE and CLIP in the step, or rows of train.cache, with neither."""
     per_device_batch: int = 8
     """Pictures a step on each device."""
     parallel: Literal["jit", "pmap"] = "jit"
@@ -56,6 +58,7 @@ def main(config: Config) -> None:
         settings,
         image_encoder=config.image_encoder,
         clip_features=config.clip_features,
+        cached=config.data == "cache",
         policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
     )
     seconds = time.monotonic() - began

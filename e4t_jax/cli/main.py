@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure personalisation on held-out identities of the embedded world"),
     "demo": ("demo", "the whole method in one go: look at the grid it draws"),
     "pretrain": ("pretrain", "pretrain a domain: encoder and weight offsets on a frozen base model"),
+    "cache": ("cache", "encode pictures once, for pretraining without VAE and CLIP"),
     "aot": ("aot", "compile the step of pretraining for TPUs that are not there: its memory and traffic"),
     "import-reference": ("import_reference", "read a checkpoint of the public PyTorch implementation"),
     "train-base": ("base", "train the embedded world's base model from scratch"),

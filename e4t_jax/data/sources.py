@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from e4t_jax import registry
+from e4t_jax.data.cache import MANIFEST, CachedRows
 from e4t_jax.data.images import is_mask, read_image
 from e4t_jax.errors import UserError
+from e4t_jax.storage import file_digest
 
 if TYPE_CHECKING:
     import grain.python as grain
@@ -85,7 +87,8 @@ class FolderSource:
 def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | None = None) -> grain.MapDataset:
     """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` is told of files that cannot be read.
 
-    `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed) or "folder:DIR".
+    `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed), "folder:DIR",
+    or "cache:DIR", whose rows are encoded (`data.cache`).
 
     Errors: `UserError` for another form, a folder without pictures, or a data set that is not there.
     """
@@ -94,6 +97,8 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
         return grain.MapDataset.source(FolderSource(Path(name), size, broken or Broken()))
+    if kind == "cache" and name:
+        return grain.MapDataset.source(CachedRows(Path(name)))
     registered = registry.find("data", spec)
     if registered is not None:
         source = registered(data_dir)
@@ -101,7 +106,7 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
         source = _open_tfds(name, data_dir)
     else:
         known = ", ".join(registry.names("data"))
-        raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME or folder:DIR.", "data")
+        raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR or cache:DIR.", "data")
 
     def convert(row: dict[str, Any]) -> dict[str, Any]:
         if "image" not in row:
@@ -119,8 +124,10 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
 
 
 def folder_digest(spec: str) -> str | None:
-    """What tells one folder of pictures from another: names and sizes of its files; None for data that is no folder."""
+    """What tells one folder of pictures from another: names and sizes of its files, or a cache's checksums; None for other data."""
     kind, _, name = spec.partition(":")
+    if kind == "cache":
+        return file_digest(Path(name) / MANIFEST)[:16]
     if kind != "folder":
         return None
     listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in _picture_files(Path(name)))

@@ -100,11 +100,11 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def marked_by_any(marks: np.ndarray) -> np.ndarray:
-    """Where any process has a mark, on every process, which all call it; bool `[n]`."""
+def largest_of_all(values: np.ndarray) -> np.ndarray:
+    """Of every number the largest of all processes', on each of them: all must call it."""
     if jax.process_count() == 1:
-        return marks
-    return np.any(multihost_utils.process_allgather(marks), axis=0, keepdims=True)[0]
+        return values
+    return np.asarray(np.max(multihost_utils.process_allgather(values), axis=0))
 
 
 def share_of(things: Sequence[Thing]) -> Sequence[Thing]:

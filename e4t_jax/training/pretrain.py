@@ -61,7 +61,7 @@ class Given(NamedTuple):
     """What a step reads and never changes: of the method, and of the encoding of pictures."""
 
     frozen: Frozen
-    encoders: Encoders
+    encoders: Encoders | None  # None where pictures come encoded
 
 
 def given_of(params: Params, dtype: str = "float32") -> Given:
@@ -74,7 +74,8 @@ def given_of(params: Params, dtype: str = "float32") -> Given:
         return leaf.astype(dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else leaf
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    return Given(Frozen(params["unet"], params["text_encoder"]), Encoders(params["vae"], params["image_encoder"]))
+    encoders = Encoders(params["vae"], params["image_encoder"]) if "vae" in params else None
+    return Given(Frozen(params["unet"], params["text_encoder"]), encoders)
 
 
 def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
@@ -87,9 +88,12 @@ def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
     return Trainable(init_factors(factor_key, base.offset_kernels(base.param_shapes()["unet"])), encoder)
 
 
-def concept_batch(method: Method, clip_features: str, encoders: Encoders, rows: dict[str, Array]) -> ConceptBatch:
-    """Rows of `data.batches` as the loss sees them."""
-    latents, clip, mask = encode_pictures(method.base, clip_features, encoders, rows["image"], rows["mask"])
+def concept_batch(method: Method, clip_features: str, encoders: Encoders | None, rows: dict[str, Array]) -> ConceptBatch:
+    """Rows of `data.batches` as the loss sees them; those of a cache (`data.cache`) are encoded already."""
+    if encoders is None:
+        latents, clip, mask = (rows[part].astype(jnp.float32) for part in ("latents", "clip", "mask"))
+    else:
+        latents, clip, mask = encode_pictures(method.base, clip_features, encoders, rows["image"], rows["mask"])
     return ConceptBatch(latents, clip, rows["ids"], rows["placeholder"], mask)
 
 
@@ -110,7 +114,7 @@ def compile_step(
     def step(state: TrainState, given: Given, rows: dict[str, Array], key: PRNGKeyArray):
         here = len(rows["ids"])
         draws = draw(method, here * where.replicas, jax.random.fold_in(key, state.step))
-        mean_mask = jnp.mean(rows["mask"])
+        mean_mask = jnp.mean(rows["mask"], dtype=jnp.float32)
         if where.axis is not None:
             first = here * jax.lax.axis_index(where.axis)
             draws = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, here), draws)

@@ -12,6 +12,7 @@ SCRIPTS = {
     "train.base": "--check",
     "train.judges": "--seed",
     "train.pretrain": "--resume",
+    "train.cache": "--views",
     "train.tune": "--images",
     "train.import_reference": "--reference",
     "infer.generate": "--prompts",

@@ -1,0 +1,44 @@
+"""Encodes pictures once, so that pretraining on them needs neither VAE nor CLIP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from e4t_jax.caching import CacheSettings, cache
+from e4t_jax.cli.shared import Inline, NetworkCommand, progress, say, use_all_cores
+from e4t_jax.training.distributed import Processes, is_first, joined
+
+
+@dataclass(frozen=True)
+class Config(NetworkCommand):
+    """Encode pictures into a folder that train.pretrain takes as --data cache:DIR."""
+
+    out: Path
+    """Folder of the cache: cache.json and the shards; one that all processes see."""
+    base: str = "creatures"
+    """Base model, as train.pretrain takes it."""
+    image_encoder: str | None = None
+    """CLIP's, as train.pretrain takes it."""
+    data: str = "creatures"
+    """Pictures: creatures, tfds:NAME or folder:DIR."""
+    caching: Annotated[CacheSettings, Inline] = CacheSettings()
+    processes: Annotated[Processes, Inline] = Processes()
+
+
+def main(config: Config) -> None:
+    with joined(config.processes):
+        use_all_cores()
+        rows = cache(
+            config.base,
+            config.data,
+            config.out,
+            config.caching,
+            image_encoder=config.image_encoder,
+            policy={"dtype": config.dtype},
+            track=lambda shards: progress(shards, "encoding", unit="shard", disable=not is_first()),
+            say=say if is_first() else lambda line: None,
+        )
+        if is_first():
+            print(f"{rows} rows are in {config.out}")

@@ -1,0 +1,186 @@
+"""A cache of encoded pictures: the same run without VAE and CLIP, and nothing that is not the run's own."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from e4t_jax import pretraining
+from e4t_jax.aot import compile_for
+from e4t_jax.bases import load_base, save_folder
+from e4t_jax.caching import CacheSettings, cache
+from e4t_jax.data.cache import MANIFEST, CachedRows, read_manifest
+from e4t_jax.data.images import read_image
+from e4t_jax.encode import Encoders, encode_pictures
+from e4t_jax.errors import UserError
+from e4t_jax.pretraining import DomainSettings, pretrain
+from e4t_jax.testing import tiny_base, write_tiny_world
+from e4t_jax.training.pretrain import PretrainSettings
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny base, and five pictures, one of them with a mask, one broken."""
+    world = write_tiny_world(tmp_path_factory.mktemp("world"))
+    half = np.zeros((16, 16), np.uint8)
+    half[:, 3:13] = 255
+    Image.fromarray(half).save(world.pictures / "0.mask.png")
+    (world.pictures / "4.png").write_bytes(b"no picture")
+    return world
+
+
+@pytest.fixture(scope="module")
+def kept(world, tmp_path_factory):
+    """Their cache, in float32."""
+    folder = tmp_path_factory.mktemp("cache") / "kept"
+    settings = CacheSettings(batch_size=2, kept="float32")
+    assert cache(str(world.base), f"folder:{world.pictures}", folder, settings, say=lambda line: None) == 5
+    return folder
+
+
+def test_rows_are_what_the_encoders_make_of_the_pictures(world, kept):
+    """Each against the picture encoded alone; relative 1e-4."""
+    base, params = load_base(str(world.base))
+    encode = jax.jit(
+        lambda image, mask: encode_pictures(base, "layers", Encoders(params["vae"], params["image_encoder"]), image, mask)
+    )
+    rows = CachedRows(kept)
+    for index, name in enumerate((0, 1, 2, 3, 0)):  # in the place of the broken one, the last, is the first
+        image, mask = read_image(world.pictures / f"{name}.png", 16)
+        encoded = encode(image[None], (np.ones((16, 16), np.float32) if mask is None else mask)[None])
+        for part in ("latents", "clip", "mask"):
+            np.testing.assert_allclose(rows[index][part], getattr(encoded, part)[0], rtol=1e-4, atol=1e-5)
+        assert rows[index]["caption"] == ""
+    assert rows[0]["mask"].min() < 1 and rows.manifest.broken == 1
+
+
+def losses_of(world, data, work):
+    settings = PretrainSettings(steps=6, batch_size=2, watch_every=1, learning_rate=1e-3)
+    domain = DomainSettings(template="neutral")
+    learned = pretrain(str(world.base), data, domain, settings, work=work, say=lambda line: None)
+    lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
+    return np.array([line["loss"] for line in lines]), learned
+
+
+@pytest.mark.compiles
+def test_a_run_on_a_cache_takes_the_same_steps_and_loads_neither_vae_nor_clip(world, kept, tmp_path, monkeypatch):
+    """Losses of six steps within 1e-4, with the moments in float32; neither part is read before the last step is taken."""
+    plain, _ = losses_of(world, f"folder:{world.pictures}", tmp_path / "plain")
+    asked = []
+    whole, trained = pretraining.load_base, pretraining.pretrain_trainable
+
+    def load(*arguments, parts=None, **options):
+        asked.append(parts)
+        return whole(*arguments, parts=parts, **options)
+
+    def train(method, clip_features, params, *arguments, **options):
+        asked.append("steps")
+        assert set(params) == {"unet", "text_encoder"}
+        return trained(method, clip_features, params, *arguments, **options)
+
+    monkeypatch.setattr(pretraining, "load_base", load)
+    monkeypatch.setattr(pretraining, "pretrain_trainable", train)
+    cached, learned = losses_of(world, f"cache:{kept}", tmp_path / "cached")
+    assert asked == [("unet", "text_encoder"), "steps", None]
+    assert set(learned.params) == {"vae", "unet", "text_encoder", "image_encoder"}
+    np.testing.assert_allclose(cached, plain, rtol=1e-4)
+    assert len(plain) == 6
+
+
+def test_several_views_of_a_picture_lie_side_by_side(world, kept, tmp_path):
+    """The first is the picture itself, the second is another; half precision keeps it to a thousandth."""
+    folder = tmp_path / "views"
+    settings = CacheSettings(batch_size=2, views=2)
+    assert cache(str(world.base), f"folder:{world.pictures}", folder, settings, say=lambda line: None) == 10
+    rows, single = CachedRows(folder), CachedRows(kept)
+    for index in range(5):
+        for part in ("latents", "clip", "mask"):
+            one = single[index][part]
+            np.testing.assert_allclose(rows[2 * index][part], one, rtol=2e-3, atol=2e-3)
+        assert np.abs(rows[2 * index + 1]["latents"] - single[index]["latents"]).max() > 0.01
+
+
+@pytest.fixture
+def copied(kept, tmp_path):
+    """A copy of the cache, to spoil."""
+    for path in kept.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def run_on(world, folder, base=None, **domain):
+    settings = PretrainSettings(steps=1, batch_size=2)
+    pretrain(
+        str(base or world.base), f"cache:{folder}", DomainSettings(template="neutral", **domain), settings, work=folder / "work"
+    )
+
+
+def change_a_number(folder):
+    """Flips a bit of row 1's latents."""
+    rows = CachedRows(folder)
+    content = bytearray(rows.paths[0].read_bytes())
+    content[content.index(np.ascontiguousarray(rows[1]["latents"]).tobytes()) + 40] ^= 1
+    rows.paths[0].write_bytes(content)
+    return content
+
+
+def test_damaged_and_missing_shards_are_one_line(world, copied):
+    shard = copied / read_manifest(copied).shards[0]["file"]
+    content = change_a_number(copied)
+    with pytest.raises(UserError, match=r"rows-00000.array_record was changed since it was written"):
+        run_on(world, copied)
+    shard.write_bytes(content[:-1])
+    with pytest.raises(UserError, match=r"rows-00000.array_record is damaged"):
+        run_on(world, copied)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"rows-00000.array_record is missing; make the cache again"):
+        run_on(world, copied)
+    assert not (copied / "work").exists()
+
+
+def test_a_changed_row_is_noticed_when_it_is_read(copied):
+    change_a_number(copied)
+    with pytest.raises(UserError, match="row 1 is damaged"):
+        CachedRows(copied)[1]
+
+
+def test_a_cache_of_another_base_or_another_clip_is_one_line(world, copied, tmp_path):
+    base, params = tiny_base()
+    save_folder(tmp_path / "other", base, {**params, "unet": jax.tree.map(lambda leaf: leaf * 1.5, params["unet"])})
+    with pytest.raises(UserError, match="was made with another base"):
+        run_on(world, copied, tmp_path / "other")
+    with pytest.raises(UserError, match="was made with clip_features = 'layers', not 'tokens'"):
+        run_on(world, copied, clip_features="tokens")
+    manifest = copied / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"views": 1', '"views": 2'))
+    with pytest.raises(UserError, match="was changed since it was written"):
+        run_on(world, copied)
+    with pytest.raises(UserError, match=r"nowhere/cache.json does not exist; give a folder that train.cache wrote"):
+        run_on(world, tmp_path / "nowhere")
+
+
+@pytest.mark.compiles
+def test_another_vae_is_noticed_before_a_domain_is_made(world, copied, tmp_path):
+    manifest = read_manifest(copied)
+    (copied / MANIFEST).write_text(dataclasses.replace(manifest, base="0" * 16).to_json())
+    with pytest.raises(UserError, match="another VAE or image encoder"):
+        run_on(world, copied)
+
+
+def test_a_folder_that_holds_a_cache_is_not_written_again(world, kept):
+    with pytest.raises(UserError, match=r"out: .* holds a cache already; give another folder"):
+        cache(str(world.base), f"folder:{world.pictures}", kept)
+
+
+@pytest.mark.compiles
+def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
+    """Fewer operations, fewer bytes moved and smaller arguments than with pictures, whose encoders it does not take."""
+    told = {}
+    for cached in (False, True):
+        compiled = compile_for(jax.devices(), str(world.base), 2, PretrainSettings(), cached=cached, policy={})
+        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+        told[cached] = cost["flops"], cost["bytes accessed"], memory.argument_size_in_bytes
+    assert all(less < more for less, more in zip(told[True], told[False], strict=True)), told
