@@ -11,7 +11,7 @@ ROOT = Path(e4t_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
     ("errors", "registry", "arrays"),
-    ("storage", "ranges", "chunks", "outcomes"),
+    ("storage", "ranges", "chunks", "outcomes", "quantise"),
     ("diffusion", "samplers", "encoder", "offsets", "prompts", "scopes", "bases"),
     ("objective", "sample", "encode", "captioning"),
     ("training", "data"),

@@ -1,7 +1,8 @@
 """The ladder: what the base model must be able to do before any personalisation can work, rung by rung.
 
 1. the autoencoder restores pictures (PSNR);
-2. words are obeyed: hue, number of eyes, context and style, as the scene judge sees them in generated pictures;
+2. words are obeyed: hue, number of eyes, context and style, as the judges see them in generated pictures; and all the words of
+   validation identities at once, added to the noun as the training captions add them: how many of their attributes are drawn;
 3. identity is within reach: a word and offsets found slowly, by hundreds of tuning steps, draw validation identities.
 """
 
@@ -12,15 +13,16 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from e4t_jax import bases
-from e4t_jax.bases import Base, Params
+from e4t_jax.bases import Base, Params, StableDiffusion
 from e4t_jax.creatures.attributes import BODY_HUES, CONTEXTS, EYES, STYLES
-from e4t_jax.creatures.captions import EYE_WORDS, sentence
+from e4t_jax.creatures.captions import EYE_WORDS, describe, sentence
 from e4t_jax.creatures.judges import judge, load_judges
 from e4t_jax.creatures.pictures import as_floats, records
 from e4t_jax.creatures.renderer import render
@@ -42,6 +44,7 @@ def climb(folder: Path, *, track: Callable, prompts: int = 320, reach: int = 8, 
     return {
         "psnr_db": restoration(base, params),
         **words_obeyed(base, params, prompts, track),
+        "described_attributes_mean": described_attributes(base, params, 4 * reach)["attributes_mean"],
         "reachable_identity_top1": reachable_identity(base, params, reach, reach_steps, track),
     }
 
@@ -83,6 +86,25 @@ def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dic
         name: verdict for kind in ("scene", "attributes") for name, verdict in judge(kind, judges[kind], as_floats(drawn)).items()
     }
     return {f"{name}_top1": float(np.mean(np.argmax(seen[name], -1) == asked[name])) for name in asked}
+
+
+def described_attributes(base: StableDiffusion, params: Params, count: int) -> dict[str, Any]:
+    """What the judges say of `count` validation identities drawn from the word that holds their whole description.
+
+    e* = e_noun + Σ_j w_j e_part_j over the parts of `captions.describe`, without encoder and offsets.
+    """
+    domain, trial = untrained_domain(base, params), held_out(3, count, split="validation")
+    with tempfile.TemporaryDirectory() as folder:
+        concepts, _ = personalise(domain, trial, Path(folder), TuneSettings(steps=0), given="caption")
+    told = describe(trial.identities)
+    ids = [[base.tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in row] for row in told.parts.tolist()]
+    parts = base.look_up(params["text_encoder"], jnp.asarray(ids))
+    residuals = jnp.einsum("np,npd->nd", told.weights, parts) / domain.scale
+    spoken = [
+        concept._replace(trainable=concept.trainable._replace(residual=residual))
+        for concept, residual in zip(concepts, residuals, strict=True)
+    ]
+    return judge_pictures(domain, load_judges(), trial, domain.generate(spoken, trial.prompts))
 
 
 def reachable_identity(base: Base, params: Params, count: int, steps: int, track: Callable) -> float:
