@@ -56,6 +56,7 @@ RANGES: dict[str, Range] = {
     "prompts": _whole(1, 1000),
     "checkpoint_every": _COUNT,
     "watch_every": _COUNT,
+    "sample_every": _COUNT_OR_NONE,
     "fsdp": _COUNT,
     "accumulate": _COUNT,
     "views": _whole(1, 1000),
