@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -75,3 +76,18 @@ def concept_batch(domain):
         placeholder=jnp.asarray(placeholder),
         mask=jax.random.uniform(keys[2], (4, *domain.base.latent_shape[:2])),
     )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, where the system lets one be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
+    except OSError:
+        pytest.skip("there is no mount")
+    if done.returncode:
+        pytest.skip("mounting is not permitted")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

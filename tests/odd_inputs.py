@@ -46,7 +46,11 @@ def pretrain(world: World, more=()):
     return ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--work", "work", *small, *more]
 
 
-RIGHT = {"tune": tune, "generate": generate, "export": export, "pretrain": pretrain}
+def cached(world: World, more=()):
+    return ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--batch-size", "2", *more]
+
+
+RIGHT = {"tune": tune, "generate": generate, "export": export, "pretrain": pretrain, "cache": cached}
 
 
 def numbers(world: World, generator: random.Random) -> Iterator[Case]:
@@ -56,6 +60,7 @@ def numbers(world: World, generator: random.Random) -> Iterator[Case]:
         "tune": ["steps", "batch-size", "seed", "learning-rate", "word-rate", "regularisation"],
         "generate": ["steps", "seed", "guidance"],
         "pretrain": ["steps", "batch-size", "seed", "learning-rate", "regularisation", "checkpoint-every"],
+        "cache": ["views", "batch-size", "seed", "workers"],
     }
     real = ("learning-rate", "word-rate", "regularisation", "guidance")
     for command, names in flags.items():
@@ -75,11 +80,12 @@ def words(world: World, generator: random.Random) -> Iterator[Case]:
         "generate": ["sampling", "bogus"],
         "export": ["format", "dtype", "bogus"],
         "pretrain": ["template", "domain-token", "clip-features", "parallel", "data", "base", "bogus", "image-encoder"],
+        "cache": ["clip-features", "kept", "dtype", "data", "base", "bogus", "image-encoder"],
     }.items():
         for name in names:
             for value in (odd, "", "two words"):
                 yield Case("words", "refused", command, RIGHT[command](world, more=[f"--{name}", value]))
-        if command != "pretrain":  # which asks for no more
+        if command not in ("pretrain", "cache"):  # which ask for no more
             yield Case("words", "refused", command, ["--out", "out"])
         yield Case("words", "refused", command, [*RIGHT[command](world), "--out"])
     for prompt in ("", "no placeholder", "*sun", "*s " * 500, "x" * 5000, f"{odd} " * 90 + "*s"):
@@ -227,6 +233,12 @@ def files(world: World, generator: random.Random) -> Iterator[Case]:
     }.items():
         for change in changes:
             yield Case("damaged", "refused", command, RIGHT[command](world), spoil(path, change))
+    kept = world.base.parent / "kept"
+    for path in sorted(kept.iterdir()):
+        for change in changes:
+            yield Case("damaged", "refused", "pretrain", pretrain(world, more=["--data", f"cache:{kept}"]), spoil(path, change))
+    yield Case("damaged", "right", "pretrain", pretrain(world, more=["--data", f"cache:{kept}"]))
+    yield Case("damaged", "refused", "cache", cached(world, more=["--out", str(kept)]))
     yield Case("damaged", "refused", "generate", generate(world, world.domain / "encoder.safetensors"))
     yield Case("damaged", "refused", "generate", generate(world, world.pictures / "0.png"))
     facts = json.loads((world.domain / "domain.json").read_text())

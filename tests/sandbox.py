@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from public_checkpoints import HAS_TORCH, write_checkpoints
 
-from e4t_jax import bases, domain_files, pretraining
+from e4t_jax import bases, caching, domain_files, pretraining
 from e4t_jax import domain as domain_module
 from e4t_jax.bases import StableDiffusion, load_base
-from e4t_jax.cli import base, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
+from e4t_jax.caching import CacheSettings
+from e4t_jax.cli import base, cache, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
 from e4t_jax.cli.shared import run
 from e4t_jax.creatures import base_stages, judge_stages
 from e4t_jax.errors import UserError
@@ -36,6 +37,7 @@ COMMANDS = {
     "generate": generate.main,
     "export": export.main,
     "pretrain": pretrain.main,
+    "cache": cache.main,
     "evaluate": evaluate.main,
     "demo": demo.main,
     "train-base": base.main,
@@ -77,8 +79,9 @@ def reach(*_, **__):
 
 
 def make_world(folder: Path) -> World:
-    """The tiny world, a text where pictures are, and checkpoints of the public code where PyTorch can write them."""
+    """The tiny world, a text, a cache of its pictures, and checkpoints of the public code where PyTorch can write them."""
     world = write_tiny_world(folder)
+    caching.cache(str(world.base), f"folder:{world.pictures}", folder / "kept", CacheSettings(batch_size=2))
     (folder / "notes.txt").write_text("no picture")
     if HAS_TORCH:
         write_checkpoints(folder, load_base(str(world.base))[0], world.base / "unet" / "diffusion_pytorch_model.safetensors")
@@ -117,12 +120,19 @@ def nothing_compiled():
 
         return step
 
+    def encode_views(base, clip_features, views, dtype, weights, images, masks, keys):
+        clip = (base.feature_count(clip_features), base.clip_width)
+        shapes = {"latents": base.latent_shape, "clip": clip, "mask": base.latent_shape[:2]}
+        return {part: jnp.zeros((len(keys), views, *shape), dtype) for part, shape in shapes.items()}
+
     def constant_word(domain, concept, **_):
         return np.zeros(domain.base.text_width, np.float32)
 
     patches = [
         (domain_module, "over", over),
         (training, "compile_step", compile_step),
+        (caching, "encode_views", encode_views),
+        (caching, "load_base", load_base_once),
         (domain_files, "load_base", load_base_once),
         (pretraining, "load_base", load_base_once),
         (bases, "load_base", load_base_once),

@@ -1,18 +1,22 @@
 """A cache of encoded pictures: the same run without VAE and CLIP, and nothing that is not the run's own."""
 
+import contextlib
 import dataclasses
 import json
+import os
+import random
 
 import jax
 import numpy as np
 import pytest
+from damaged import damage
 from PIL import Image
 
 from e4t_jax import pretraining
 from e4t_jax.aot import compile_for
 from e4t_jax.bases import load_base, save_folder
 from e4t_jax.caching import CacheSettings, cache
-from e4t_jax.data.cache import MANIFEST, CachedRows, read_manifest
+from e4t_jax.data.cache import MANIFEST, CachedRows, read_manifest, write_shard
 from e4t_jax.data.images import read_image
 from e4t_jax.encode import Encoders, encode_pictures
 from e4t_jax.errors import UserError
@@ -139,6 +143,34 @@ def test_damaged_and_missing_shards_are_one_line(world, copied):
     with pytest.raises(UserError, match=r"rows-00000.array_record is missing; make the cache again"):
         run_on(world, copied)
     assert not (copied / "work").exists()
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
+@pytest.mark.parametrize("name", [MANIFEST, "rows-00000.array_record"])
+def test_a_hundred_of_a_hundred_damages_to_a_cache_are_noticed(copied, name, kind):
+    """Before the first step, white space between the manifest's facts apart."""
+    path, generator = copied / name, random.Random(f"{name} {kind}")
+    content = path.read_bytes()
+    noticed = harmless = 0
+    for _ in range(100):
+        path.write_bytes(content)
+        damage(path, kind, generator)
+        if name == MANIFEST:
+            with contextlib.suppress(ValueError):
+                harmless += json.loads(path.read_bytes()) == json.loads(content)
+        try:
+            CachedRows(copied).check([0])
+        except UserError as error:
+            noticed += len(str(error).splitlines()) == 1
+    assert noticed + harmless == 100
+    assert harmless == 0 or kind != "flip"
+
+
+def test_a_disk_that_fills_is_one_line_and_leaves_no_half_shard(small_disk):
+    write_shard(small_disk / "rows-00000.array_record", [os.urandom(1000)])
+    with pytest.raises(UserError, match=r"Cannot write .*rows-00001.array_record"):
+        write_shard(small_disk / "rows-00001.array_record", (os.urandom(10_000) for _ in range(300)))
+    assert os.listdir(small_disk) == ["rows-00000.array_record"]
 
 
 def test_a_changed_row_is_noticed_when_it_is_read(copied):

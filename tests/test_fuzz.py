@@ -118,7 +118,7 @@ words = st.one_of(st.sampled_from(WORDS), st.text(max_size=12))
 places = st.sampled_from(PLACES)
 # Kinds of folders and files that the world has, right and wrong ones.
 of_world = st.sampled_from(
-    ["base", "domain", "pictures", "venus.safetensors", "ada.safetensors", "pictures/0.png", "notes.txt", "nowhere"]
+    ["base", "domain", "pictures", "venus.safetensors", "ada.safetensors", "pictures/0.png", "notes.txt", "kept", "nowhere"]
 )
 checkpoints = st.sampled_from(["pretrained", "tuned", "newer-pretrained", "newer-tuned"])
 
@@ -142,7 +142,9 @@ def options_of(world):
     concepts = ["--concepts", *world.concepts]
     domain = ["--domain", world.domain]
     data = st.one_of(
-        st.sampled_from(["", "folder:", "tfds:", "x", "folder:nowhere", f"folder:{folder}", f"folder:{world.base}"]), words
+        st.sampled_from(["", "folder:", "tfds:", "cache:", "x", "folder:nowhere", f"folder:{folder}", f"folder:{world.base}"]),
+        st.sampled_from([f"cache:{folder}/kept", f"cache:{folder}/pictures", "cache:nowhere"]),
+        words,
     )
     small = ["--steps", "1", "--batch-size", "2", "--template", "neutral"]
     domain_settings = {"domain-token": words, "template": words, "clip-features": words, "guidance": numbers}
@@ -181,6 +183,11 @@ def options_of(world):
                 "image-encoder": file,
             }
             | {"checkpoint-every": numbers, "resume": words},
+        ),
+        "cache": (
+            ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--batch-size", "2"],
+            {**common, "out": places, "base": file, "data": data, "image-encoder": file, "batch-size": numbers, "seed": numbers}
+            | {"clip-features": words, "kept": words, "dtype": words, "views": few, "workers": few},
         ),
         "evaluate": (
             ["--out", "out", *domain],

@@ -53,6 +53,7 @@ def test_no_command_connects(world, tmp_path, command, domain, request):
         "generate": ["--concepts", *concepts, "--prompts", "a *s", "--steps", "1", "--out", tmp_path / "out", *own],
         "export": ["--concept", concepts[0], "--out", tmp_path / "out", *own],
         "pretrain": ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", tmp_path / "out", *small],
+        "cache": ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", tmp_path / "out", "--batch-size", "2"],
         "evaluate": ["--out", tmp_path / "out", *own],
         "demo": ["--out", tmp_path / "out"],
         "train-base": ["--start", world.base, "--out", tmp_path / "out", "--work", tmp_path / "work"],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged import damage
 from safetensors.numpy import save as save_bytes
 from sandbox import load_base_once
 
@@ -209,21 +210,6 @@ def test_two_processes_that_write_one_folder_leave_whole_files_of_one_of_them(tm
     assert names_in(tmp_path) == ["first", "second", "single", "third"]
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB, where the system lets one be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    try:
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True)
-    except OSError:
-        pytest.skip("there is no mount")
-    if done.returncode:
-        pytest.skip("mounting is not permitted")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 def test_on_a_disk_that_is_full_older_files_stay(small_disk):
     files = {small_disk / name: bytes([index]) * 150_000 for index, name in enumerate(("encoder", "offsets", "json"))}
     write_files(files)
@@ -333,19 +319,6 @@ def test_what_is_no_file_is_one_line(tmp_path):
 
 
 # the files of a domain ----------------------------------------------------------------------------------------------------
-
-
-def damage(path, kind, generator):
-    """A random bit flipped, byte put in, or end cut off."""
-    content = bytearray(path.read_bytes())
-    where = generator.randrange(len(content))
-    if kind == "flip":
-        content[where] ^= 1 << generator.randrange(8)
-    elif kind == "insert":
-        content.insert(where, generator.randrange(256))
-    else:
-        del content[where:]
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
