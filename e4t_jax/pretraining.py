@@ -113,7 +113,8 @@ def pretrain(
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
     rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
-    next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
+    rows = partial(rows, broken=broken)
+    next(rows(first=settings.steps - 1, workers=0))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
     facts |= {"base": made_of, "scheduler": dict(model.scheduler)}

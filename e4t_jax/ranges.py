@@ -60,7 +60,7 @@ RANGES: dict[str, Range] = {
     "fsdp": _COUNT,
     "accumulate": _COUNT,
     "views": _whole(1, 1000),
-    "workers": _whole(1, 1024),
+    "workers": _whole(0, 1024),
     "pictures": _COUNT,
     "identities": _COUNT,
     "scenes": _COUNT,

@@ -56,8 +56,8 @@ class PretrainSettings:
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
     sample_every: int = 500
     """Steps from one grid of samples to the next, in WORK/samples; 0: none. On a cache there are none."""
-    workers: int = 2
-    """Threads of each process that read pictures ahead, a batch each; what is learned does not depend on their number."""
+    workers: int = 0
+    """Processes that read pictures ahead, beside each of the run's; 0: two of its threads. What is learned is the same."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the noise."""
 
