@@ -18,6 +18,7 @@ from jaxtyping import Float, Key
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, load_base
+from e4t_jax.data.ahead import read_ahead
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, to_record, write_shard
 from e4t_jax.data.sources import Broken, open_pictures
 from e4t_jax.data.views import make_views
@@ -45,8 +46,8 @@ class CacheSettings:
     """Pictures encoded at once by each process, over its devices."""
     kept: Literal["float32", "float16"] = "float16"
     """What the numbers are kept in; float16 takes half the space, float32 gives the very losses of a run without cache."""
-    workers: int = 2
-    """Threads of each process that read pictures ahead."""
+    workers: int = 0
+    """Processes that read pictures ahead, beside each of the run's; 0: two of its threads."""
     seed: int = 0
     """Seed of the crops."""
 
@@ -102,7 +103,7 @@ def cache(
     files = [f"rows-{number:05}.array_record" for number in range(len(spans))]
     digests = np.zeros((len(spans), 32), np.uint8)
     for number in track(share_of(range(len(spans)))):
-        facts = write_shard(out / files[number], _records(pictures, spans[number], settings, encode))
+        facts = write_shard(out / files[number], _records(pictures, broken, spans[number], settings, encode))
         digests[number] = np.frombuffer(bytes.fromhex(facts["sha256"]), np.uint8)
     digests = largest_of_all(digests)
     count = int(largest_of_all(broken.marks(len(pictures))).sum())
@@ -162,11 +163,10 @@ def _per_shard(settings: CacheSettings) -> int:
 
 
 def _records(
-    pictures: grain.MapDataset, span: range, settings: CacheSettings, encode: Callable[..., dict[str, np.ndarray]]
+    pictures: grain.MapDataset, broken: Broken, span: range, settings: CacheSettings, encode: Callable[..., dict[str, np.ndarray]]
 ) -> Iterator[bytes]:
     """The records of a span of pictures, encoded batch by batch; the last batch is filled up with its last picture."""
-    ahead = grain.ReadOptions(num_threads=settings.workers, prefetch_buffer_size=2 * settings.batch_size)
-    rows = iter(pictures[span.start : span.stop].to_iter_dataset(ahead))
+    rows = map(broken.meet, read_ahead(pictures[span.start : span.stop], settings.workers, 2 * settings.batch_size))
     for first in range(span.start, span.stop, settings.batch_size):
         batch = list(itertools.islice(rows, settings.batch_size))
         filled = batch + batch[-1:] * (settings.batch_size - len(batch))

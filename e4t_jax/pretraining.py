@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import numpy as np
 import optax
 
+from e4t_jax import registry
 from e4t_jax.bases import Params, load_base
 from e4t_jax.caching import READ_BY_RUNS
 from e4t_jax.data.batches import training_batches
@@ -20,7 +22,8 @@ from e4t_jax.data.sources import Broken, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import base_fingerprint
 from e4t_jax.errors import UserError
-from e4t_jax.objective import make_method
+from e4t_jax.looks import look_at
+from e4t_jax.objective import Trainable, make_method
 from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable, fingerprint
@@ -30,8 +33,23 @@ from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
 from e4t_jax.training.watching import Watch
 
+if TYPE_CHECKING:
+    import grain.python as grain
+
+_SAMPLED = 4  # pictures that samples are drawn of
 # What may change from a run to the run that goes on with it.
-_MAY_CHANGE = ("steps", "batch_size", "parallel", "fsdp", "accumulate", "checkpoint_every", "watch_every", "workers", "devices")
+_MAY_CHANGE = (
+    "steps",
+    "batch_size",
+    "parallel",
+    "fsdp",
+    "accumulate",
+    "checkpoint_every",
+    "watch_every",
+    "sample_every",
+    "workers",
+    "devices",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +79,7 @@ def pretrain(
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
     say: Callable[[str], None] = warnings.warn,
+    profile: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
@@ -68,8 +87,8 @@ def pretrain(
     Every process of a run (`training.distributed`) makes the same call and reads its own share of the pictures.
 
     `work` takes prepared data and checkpoints, of one run only, and is the same folder for all processes; with `resume` the run
-    there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `stop` is
-    asked after every step whether to save and end there.
+    there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `profile`
+    leaves a trace of three steps in `work`/tensorboard. `stop` is asked after every step whether to save and end there.
 
     Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
     finite; `Stopped` when `stop` said so.
@@ -94,10 +113,29 @@ def pretrain(
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
     rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
-    next(iter(rows(first=settings.steps - 1)))  # says what is wrong with the pictures before anything is compiled
+    rows = partial(rows, broken=broken)
+    next(rows(first=settings.steps - 1, workers=0))  # says what is wrong with the pictures before anything is compiled
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
     facts |= {"base": made_of, "scheduler": dict(model.scheduler)}
+
+    def learned(params: Params, trainable: Trainable) -> Domain:
+        assert trainable.factors is not None
+        return Domain(
+            base,
+            domain.domain_token,
+            model,
+            params,
+            trainable.encoder,
+            trainable.factors,
+            regularisation=settings.regularisation,
+            image_encoder=image_encoder,
+            guidance=domain.guidance,
+            template=domain.template,
+            clip_features=domain.clip_features,
+        )
+
+    look = registry.find("look", data) or (lambda so_far: look_at(so_far, _first_of(pictures)))
     folder = Path(work) / "checkpoints"
     # Weights and two moments, of two checkpoints that are kept and one that is being written.
     shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
@@ -107,10 +145,19 @@ def pretrain(
         # Not before the run is known to be this one.
         watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
 
-        def record(step: int, figures: dict[str, float]) -> None:
-            count = int(largest_of_all(broken.marks(len(pictures))).sum())
-            if watch is not None:
-                watch.record(step, {**figures, "broken_pictures": count})
+        def record(step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
+            figures = {**figures, "broken_pictures": int(largest_of_all(broken.marks(len(pictures))).sum())}
+            return figures if watch is None else watch.record(step, figures, tflop)
+
+        def sample(step: int, trainable: Trainable) -> None:
+            if watch is None:
+                return
+            try:
+                watch.look(step, lambda: look(learned(params, trainable)))
+            except UserError as error:  # a run goes on though its samples are not to be drawn
+                if error.argument == "work":
+                    raise
+                say(f"No samples at step {step}: {error}")
 
         trainable = pretrain_trainable(
             method,
@@ -123,6 +170,8 @@ def pretrain(
             tx=tx,
             track=track,
             record=record,
+            sample=None if cached else sample,
+            profile=Path(work) / "tensorboard" if profile and is_first() else None,
             stop=stop,
         )
     if count := int(largest_of_all(broken.marks(len(pictures))).sum()):
@@ -131,20 +180,11 @@ def pretrain(
         model, params = load_base(base, image_encoder, **(policy or {}))
         if base_fingerprint(params) != made_of:
             raise UserError(f"{data} was made with another VAE or image encoder; give that base, or make a cache with it.", "data")
-    assert trainable.factors is not None
-    return Domain(
-        base,
-        domain.domain_token,
-        model,
-        params,
-        trainable.encoder,
-        trainable.factors,
-        regularisation=settings.regularisation,
-        image_encoder=image_encoder,
-        guidance=domain.guidance,
-        template=domain.template,
-        clip_features=domain.clip_features,
-    )
+    return learned(params, trainable)
+
+
+def _first_of(pictures: grain.MapDataset) -> np.ndarray:
+    return np.stack([pictures[row]["image"] for row in range(min(_SAMPLED, len(pictures)))])
 
 
 def _check_cache(folder: Path, params: Params, clip_features: str, image_size: int) -> str:

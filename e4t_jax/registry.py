@@ -3,6 +3,7 @@
 base    name -> () -> folder of a base model
 domain  name -> () -> folder of a domain
 data    name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
+look    name of data -> (domain that is learned on it) -> a `looks.Look` at it, where another than `looks.look_at` is wanted
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal
 
-Kind = Literal["base", "domain", "data"]
+Kind = Literal["base", "domain", "data", "look"]
 _ENTRIES: dict[str, dict[str, str]] = {
     "base": {"creatures": "e4t_jax.creatures.shipped:base_folder"},
     "domain": {"creatures": "e4t_jax.creatures.shipped:domain_folder"},
     "data": {"creatures": "e4t_jax.creatures.dataset:open_train"},
+    "look": {"creatures": "e4t_jax.creatures.validation:look_at_validation"},
 }
 
 

@@ -38,6 +38,8 @@ class Config(NetworkCommand):
     """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
     resume: bool = False
     """Go on from the latest checkpoint in --work, or start where there is none yet."""
+    profile: bool = False
+    """Leave a trace of three steps in --work, for TensorBoard's profiler, XProf or Perfetto."""
     domain: Annotated[DomainSettings, Inline] = DomainSettings()
     training: Annotated[PretrainSettings, Inline] = PretrainSettings()
     processes: Annotated[Processes, Inline] = Processes()
@@ -66,6 +68,7 @@ def _pretrain(config: Config, first: bool) -> None:
                 policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
                 track=steps_bar("pretraining") if first else iter,
                 say=say if first else lambda line: None,
+                profile=config.profile,
                 stop=stop,
             )
         except Stopped as stopped:

@@ -2,16 +2,17 @@
 
 A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size, size]`, ones where there is none) and, where the
 data has one, `caption` (a prompt with the placeholder). A row depends on its number alone, whoever reads it: in the place of a
-picture of a folder that cannot be read stands the next one that can.
+picture of a folder that cannot be read stands the next one that can, and `Broken` finds out from `asked` and `read`, the numbers of
+the two, in whatever process they were read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,41 +31,42 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class Broken:
-    """The pictures that could not be read: each is said once, when it is first met, and counted."""
+    """The pictures of a folder that could not be read: each is said once, when a row that it belongs to is met, and counted."""
 
     def __init__(self, say: Callable[[str], None] = warnings.warn):
         self.say = say
+        self.source: FolderSource | None = None
         self.rows: set[int] = set()
-        self._lock = threading.Lock()  # pictures are read in several threads
 
-    def note(self, row: int, error: UserError) -> None:
-        """Row `row` could not be read."""
-        with self._lock:
-            if row in self.rows:
-                return
-            self.rows.add(row)
-        self.say(f"Skipped, with the next picture in its place: {error}")
+    def meet(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row or a batch without `asked` and `read`, after a look at them."""
+        asked, read = (np.atleast_1d(row.pop(name, ())) for name in ("asked", "read"))
+        for first, last in zip(asked.tolist(), read.tolist(), strict=True):
+            while first != last and self.source is not None:
+                if first not in self.rows:
+                    self.rows.add(first)
+                    self.say(f"Skipped, with the next picture in its place: {self.source.reason(first)}")
+                first = (first + 1) % len(self.source)
+        return row
 
     def marks(self, rows: int) -> np.ndarray:
         """Of each of `rows` rows, whether it was broken; bool `[rows]`."""
-        with self._lock:
-            return np.isin(np.arange(rows), list(self.rows))
+        return np.isin(np.arange(rows), list(self.rows))
 
 
 class FolderSource:
     """The pictures of a folder and its subfolders by number, in the order of their paths; `NAME.mask.png` is a mask, not a picture.
 
-    A picture that cannot be read is noted in `broken`, and the next one that can be, in the order of the paths, is in its place.
+    In the place of a picture that cannot be read is the next one that can be, in the order of the paths.
 
     Errors: `UserError` when the folder does not exist or holds no picture, and where none of them can be read.
     """
 
-    def __init__(self, folder: Path, size: int, broken: Broken):
+    def __init__(self, folder: Path, size: int):
         if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
         self.paths = [path for path in _picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
-        self.broken = broken
         if not self.paths:
             raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
         self.folder = folder
@@ -77,15 +79,23 @@ class FolderSource:
         for row in ((index + step) % count for step in range(count)):
             try:
                 image, mask = read_image(self.paths[row], self.size)
-            except UserError as error:
-                self.broken.note(row, error)
+            except UserError:
                 continue
-            return {"image": image, "mask": np.ones(image.shape[:2], np.float32) if mask is None else mask}
-        raise UserError(f"folder:{self.folder} holds no picture that can be read; see what was said of each.", "data")
+            mask = np.ones(image.shape[:2], np.float32) if mask is None else mask
+            return {"image": image, "mask": mask, "asked": np.int64(index), "read": np.int64(row)}
+        raise UserError(f"folder:{self.folder} holds no picture that can be read ({self.reason(0)})", "data")
+
+    def reason(self, row: int) -> str:
+        """Why picture `row` could not be read."""
+        try:
+            read_image(self.paths[row], self.size)
+        except UserError as error:
+            return str(error)
+        return f"{self.paths[row]} could not be read at first; check the disk."
 
 
 def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | None = None) -> grain.MapDataset:
-    """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` is told of files that cannot be read.
+    """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` will know of files that cannot be read.
 
     `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed), "folder:DIR",
     or "cache:DIR", whose rows are encoded (`data.cache`).
@@ -96,7 +106,10 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
 
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
-        return grain.MapDataset.source(FolderSource(Path(name), size, broken or Broken()))
+        folder = FolderSource(Path(name), size)
+        if broken is not None:
+            broken.source = folder
+        return grain.MapDataset.source(folder)
     if kind == "cache" and name:
         return grain.MapDataset.source(CachedRows(Path(name)))
     registered = registry.find("data", spec)
@@ -108,19 +121,21 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
         known = ", ".join(registry.names("data"))
         raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR or cache:DIR.", "data")
 
-    def convert(row: dict[str, Any]) -> dict[str, Any]:
-        if "image" not in row:
-            raise UserError(f"{spec} has no feature `image`, only {', '.join(row)}.", "data")
-        image, mask = read_image(np.asarray(row["image"]), size, mask=np.asarray(row["mask"]) if "mask" in row else None)
-        converted: dict[str, Any] = {"image": image, "mask": np.ones((size, size), np.float32) if mask is None else mask}
-        caption = row.get("caption")
-        if isinstance(caption, bytes):
-            caption = caption.decode(errors="replace")
-        if not isinstance(caption, str | None):
-            raise UserError(f"{spec} has captions that are no text ({type(caption).__name__}).", "data")
-        return converted if caption is None else {**converted, "caption": caption}
+    return grain.MapDataset.source(source).map(partial(_convert, spec, size))
 
-    return grain.MapDataset.source(source).map(convert)
+
+def _convert(spec: str, size: int, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a registered source or of TFDS as this module's."""
+    if "image" not in row:
+        raise UserError(f"{spec} has no feature `image`, only {', '.join(row)}.", "data")
+    image, mask = read_image(np.asarray(row["image"]), size, mask=np.asarray(row["mask"]) if "mask" in row else None)
+    converted: dict[str, Any] = {"image": image, "mask": np.ones((size, size), np.float32) if mask is None else mask}
+    caption = row.get("caption")
+    if isinstance(caption, bytes):
+        caption = caption.decode(errors="replace")
+    if not isinstance(caption, str | None):
+        raise UserError(f"{spec} has captions that are no text ({type(caption).__name__}).", "data")
+    return converted if caption is None else {**converted, "caption": caption}
 
 
 def folder_digest(spec: str) -> str | None:

@@ -105,7 +105,9 @@ class Run(NamedTuple):
     every: int = 500  # steps from one checkpoint to the next
     track: Callable[..., Any] = iter  # wraps the loop over the steps: a progress bar
     watch: int = 25  # steps from one look at the figures to the next
-    record: Callable[[int, dict[str, float]], None] = lambda step, figures: None  # told of the figures at every look
+    record: Callable[[int, dict[str, float]], dict[str, float]] = lambda step, figures: figures  # told of them; gives the bar's
+    every_sample: int = 0  # steps from one time that samples are drawn to the next; 0: never
+    sample: Callable[[int, Any], None] = lambda step, params: None  # draws them
     stop: Callable[[], bool] = lambda: False  # asked after every step: whether to save and end here
 
 
@@ -136,10 +138,10 @@ def train(
         saves = last or stops or (index + 1) % run.every == 0
         if saves or (index + 1) % run.watch == 0:
             values = {name: float(np.mean(read(value))) for name, value in metrics.items()}
-            if hasattr(bar, "set_postfix"):
-                bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
             _check_finite(run, index + 1, values)
-            run.record(index + 1, values)
+            shown = run.record(index + 1, values)
+            if hasattr(bar, "set_postfix"):
+                bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
         if saves:
             if not _all_finite(state):
                 _give_up(run, index + 1, "A weight, or a moment of the optimiser,")
@@ -151,6 +153,8 @@ def train(
             if run.checkpoints is not None:
                 run.checkpoints.wait()
             raise Stopped(index + 1)
+        if run.every_sample and (index + 1) % run.every_sample == 0:
+            run.sample(index + 1, state.params)
     if run.checkpoints is not None:
         run.checkpoints.wait()
     return state

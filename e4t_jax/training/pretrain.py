@@ -8,6 +8,7 @@ Pictures are encoded where the batch lies, on every device its own share, in the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -26,6 +27,8 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Run, TrainState, init_state, train, update
 from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.training.profiling import profiled
+from e4t_jax.training.speed import tflop_of
 
 
 @struct.dataclass
@@ -51,8 +54,10 @@ class PretrainSettings:
     """Steps from one checkpoint to the next."""
     watch_every: int = 25
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
-    workers: int = 2
-    """Threads of each process that read pictures ahead, a batch each; what is learned does not depend on their number."""
+    sample_every: int = 500
+    """Steps from one grid of samples to the next, in WORK/samples; 0: none. On a cache there are none."""
+    workers: int = 0
+    """Processes that read pictures ahead, beside each of the run's; 0: two of its threads. What is learned is the same."""
     seed: int = 0
     """Seed of the weights, the order of the pictures and the noise."""
 
@@ -142,32 +147,53 @@ def pretrain_trainable(
     checkpoints: Checkpoints | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
-    record: Callable[[int, dict[str, float]], None] = lambda step, figures: None,
+    record: Callable[[int, dict[str, float], float | None], dict[str, float]] = lambda step, figures, tflop: figures,
+    sample: Callable[[int, Trainable], None] | None = None,
+    profile: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Trainable:
     """Encoder and offsets after `settings.steps` steps, on the host; `batches(first)` yields rows of `data.batches` from that
     step on, this process's share of each batch.
 
     `dtype` is what the base's networks compute in. Goes on from the newest of `checkpoints` where there is one. `tx` takes the
-    place of `optimizers.pretraining`. `record` is told of the figures every `settings.watch_every` steps, `stop` asked after
-    every step whether to save and end there.
+    place of `optimizers.pretraining`. `record` is told of the figures every `settings.watch_every` steps, and of the 10¹²
+    operations of a device in a step, and gives those to show; `sample` is called every `settings.sample_every` steps, on every
+    process, with what is learned so far; `profile` takes a trace of three steps; `stop` is asked after every step whether to save
+    and end there.
 
     Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite; `Stopped`.
     """
     where = layout(settings.parallel, settings.fsdp)
     where.check_divides(settings.batch_size, settings.accumulate)
     tx = tx or optimizers.pretraining(settings.learning_rate, settings.steps)
-    step = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
+    step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
     state = _begin(method, settings, tx, where, checkpoints)
     given = where.place(given_of(params, dtype))
-    run = Run("pretraining", settings.steps, checkpoints, settings.checkpoint_every, track, settings.watch_every, record, stop)
+    tflop: float | None = None
 
     def step_on(state: TrainState, given: Given, rows: dict[str, np.ndarray], key: PRNGKeyArray):
-        return step(state, given, where.place_rows(rows), key)
+        nonlocal tflop
+        placed = where.place_rows(rows)
+        if tflop is None:  # compiled here, and found compiled by the call
+            tflop = tflop_of(step.lower(state, given, placed, key).compile(), settings.accumulate)
+        return step(state, given, placed, key)
 
+    run = Run(
+        "pretraining",
+        settings.steps,
+        checkpoints,
+        settings.checkpoint_every,
+        track,
+        settings.watch_every,
+        lambda step, figures: record(step, figures, tflop),
+        settings.sample_every if sample is not None else 0,
+        lambda step, params: None if sample is None else sample(step, where.unplace(params)),
+        stop,
+    )
     key = jax.random.key(settings.seed + 1)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state
-    return where.unplace(train(run, step_on, state, given, batches, key, stored=stored).params)
+    with profiled(step_on, profile) as watched:
+        return where.unplace(train(run, watched, state, given, batches, key, stored=stored).params)
 
 
 def _begin(

@@ -1,6 +1,7 @@
 """`train.pretrain`, `train.base` and `train.judges`, a few steps each: what they write is read back."""
 
 import dataclasses
+import io
 import itertools
 import json
 from functools import partial
@@ -8,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.mark.compiles
@@ -67,8 +69,8 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
         Image.fromarray(pixels).save(pictures / f"{index:02}.png")
     (pictures / "07.png").write_bytes((pictures / "07.png").read_bytes()[:100])
     lines = []
-    for workers in (1, 3):
-        settings = PretrainSettings(steps=10, batch_size=2, watch_every=1, workers=workers)
+    for workers in (0, 2):
+        settings = PretrainSettings(steps=10, batch_size=2, watch_every=1, sample_every=10 if not workers else 0, workers=workers)
         common = {"base": str(tmp_path / "base"), "data": f"folder:{pictures}", "domain": DomainSettings(template="neutral")}
         work = tmp_path / f"work_{workers}"
         pretrain.main(pretrain.Config(tmp_path / f"out_{workers}", work=work, training=settings, **common))
@@ -76,7 +78,16 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
         assert said.count("07.png") == 1 and "1 of the 20 pictures" in said
         lines.append([json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()])
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]] and len(lines[0]) == 10
-    assert lines[0][-1]["broken_pictures"] == lines[1][-1]["broken_pictures"] == 1
+    counts = [[line["broken_pictures"] for line in one] for one in lines]
+    assert counts[0] == counts[1] and counts[0][-1] == 1
+    events = EventAccumulator(str(tmp_path / "work_0" / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == [pytest.approx(line["loss"]) for line in lines[0]]
+    assert [event.value for event in events.Scalars("broken_pictures")] == counts[0]
+    grid = np.asarray(Image.open(io.BytesIO(events.Images("samples")[0].encoded_image_string)))
+    assert grid.shape == (4 * (16 + 4) + 4, 4 * (16 + 4) + 4, 3) and events.Images("samples")[0].step == 10
+    first = np.asarray(Image.open(pictures / "00.png"))  # of every row, the picture given, before the three that are drawn
+    np.testing.assert_array_equal(grid[4:20, 4:20], first)
+    assert not (tmp_path / "work_2" / "samples").exists()
 
 
 @pytest.mark.compiles

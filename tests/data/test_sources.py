@@ -113,14 +113,14 @@ def spoiled(folder, tmp_path):
 
 
 def test_broken_pictures_are_skipped_said_once_and_counted(spoiled):
-    """The next sound one is in their place; however many threads read, the batches are the same."""
+    """The next sound one is in their place; however many processes read, the batches are the same."""
     said = []
     broken = Broken(said.append)
     pictures = open_pictures(f"folder:{spoiled}", SIZE, spoiled, broken)
     rows = [pictures[index]["image"] for index in range(7)]
     np.testing.assert_array_equal(rows[3], rows[5])
     np.testing.assert_array_equal(rows[4], rows[5])
-    one, many = read(pictures, 7, workers=1), read(pictures, 7, workers=5)
+    one, many = read(pictures, 7, broken=broken), read(pictures, 7, workers=2, broken=broken)
     for batch, other in zip(one, many, strict=True):
         np.testing.assert_array_equal(batch["image"], other["image"])
     assert len(said) == 2 and all(f"{name}.png" in line for name, line in zip((3, 4), sorted(said), strict=True))

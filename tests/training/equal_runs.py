@@ -70,10 +70,11 @@ def main():
         losses, learned = {}, None
         steps = itertools.count(1)
 
-        def note(step, figures):
+        def note(step, figures, tflop):
             losses[step] = figures["loss"]
             if is_first():
                 Path(f"{out}.begun").touch()
+            return figures
 
         with Checkpoints(folder, {}, resume=True, say=lambda line: None) as checkpoints, contextlib.suppress(Stopped):
             learned = pretrain_trainable(
