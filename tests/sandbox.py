@@ -148,7 +148,6 @@ def nothing_compiled():
         (judge_stages.losses, "scene_labels", lambda *_: {}),
         (judge_stages.losses, "attribute_labels", lambda *_: {}),
         (export, "constant_word", constant_word),
-        (StableDiffusion, "param_shapes", functools.cache(StableDiffusion.param_shapes)),
         (StableDiffusion, "feature_width", property(functools.cache(StableDiffusion.feature_width.func))),
     ]
     before = [(owner, name, owner.__dict__[name]) for owner, name, _ in patches]

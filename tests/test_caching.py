@@ -45,6 +45,7 @@ def kept(world, tmp_path_factory):
     return folder
 
 
+@pytest.mark.compiles
 def test_rows_are_what_the_encoders_make_of_the_pictures(world, kept):
     """Each against the picture encoded alone; relative 1e-4."""
     base, params = load_base(str(world.base))
@@ -94,6 +95,7 @@ def test_a_run_on_a_cache_takes_the_same_steps_and_loads_neither_vae_nor_clip(wo
     assert len(plain) == 6
 
 
+@pytest.mark.compiles
 def test_several_views_of_a_picture_lie_side_by_side(world, kept, tmp_path):
     """The first is the picture itself, the second is another; half precision keeps it to a thousandth."""
     folder = tmp_path / "views"
@@ -131,6 +133,7 @@ def change_a_number(folder):
     return content
 
 
+@pytest.mark.compiles
 def test_damaged_and_missing_shards_are_one_line(world, copied):
     shard = copied / read_manifest(copied).shards[0]["file"]
     content = change_a_number(copied)
@@ -179,6 +182,7 @@ def test_a_changed_row_is_noticed_when_it_is_read(copied):
         CachedRows(copied)[1]
 
 
+@pytest.mark.compiles
 def test_a_cache_of_another_base_or_another_clip_is_one_line(world, copied, tmp_path):
     base, params = tiny_base()
     save_folder(tmp_path / "other", base, {**params, "unet": jax.tree.map(lambda leaf: leaf * 1.5, params["unet"])})

@@ -97,6 +97,7 @@ def test_a_number_format_of_ones_own_is_exact(tmp_path):
     np.testing.assert_array_equal(rows, concept.trainable.factors["up/to_q"]["rows"].astype(np.float16))
 
 
+@pytest.mark.compiles
 def test_a_compact_file_of_stable_diffusion_is_at_most_100_kb(tmp_path):
     """At the geometry of 1.5, with header and checksum; nothing of the base is drawn."""
     base, params = load_base_shapes("random:sd15")

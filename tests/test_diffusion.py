@@ -18,6 +18,7 @@ def draw(seed=0, batch=4):
     return jnp.asarray(z0), jnp.asarray(noise), jnp.asarray(rng.integers(0, 1000, batch))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize(
     "options",

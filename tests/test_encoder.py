@@ -77,6 +77,7 @@ def in_torch(torch, params, phi_clip, phi_unet):
     return torch.stack(words), gradients
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("seed", range(3))
 def test_folding_the_clip_part_changes_no_number_to_1e_5(seed):
     variables, (phi_clip, phi_unet) = random_variables(seed), features(seed)

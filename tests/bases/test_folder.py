@@ -65,6 +65,7 @@ FORMATS = {
 }
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_format_gives_the_same_weights(base_and_params, tmp_path, form):
     """Exact, or to the relative rounding of half precision."""
@@ -95,6 +96,7 @@ def test_older_names_of_the_vae_are_known(base_and_params, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params["vae"])
 
 
+@pytest.mark.compiles
 def test_a_whole_clip_model_serves_as_image_encoder(base_and_params, tmp_path):
     """CLIP's repositories hold both halves in one file, the configurations nested."""
     transformers = pytest.importorskip("transformers")
@@ -172,6 +174,7 @@ def test_a_repository_in_the_cache_needs_no_connection(base_and_params, tmp_path
     assert done.stdout.strip() == str(snapshot)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("name", "millions"), [("sd15", (859.5, 83.7, 123.1)), ("sd21", (865.9, 83.7, 340.4))])
 def test_true_geometries_have_the_known_numbers_of_weights(name, millions):
     """Millions of weights of U-Net, VAE and text encoder, as the models' cards state them; F = 10,880."""
@@ -207,6 +210,7 @@ def test_a_byte_that_flips_is_noticed_in_every_file_of_weights_and_words(folder)
     assert_one_line(folder, "vae/diffusion_pytorch_model.safetensors does not exist though model_index.json names it")
 
 
+@pytest.mark.compiles
 def test_checksums_are_nothing_to_pytorch(folder, tmp_path):
     """Both pipeline classes load the folder, with the text encoder's own class; what they write again is a base again."""
     diffusers = pytest.importorskip("diffusers")
@@ -277,6 +281,7 @@ def test_a_unet_of_another_kind_is_refused_at_load(folder, entries, said):
     assert_one_line(folder, said)
 
 
+@pytest.mark.compiles
 def test_the_scheduler_is_the_class_that_the_index_names(folder):
     """As in PyTorch, whose pipelines make what model_index.json says of what scheduler_config.json holds."""
     diffusers = pytest.importorskip("diffusers")
@@ -301,6 +306,7 @@ def test_an_old_small_size_is_read_as_pytorch_reads_it(folder):
     assert base.unet.sample_size == 64 == diffusers.StableDiffusionPipeline.from_pretrained(folder).unet.config.sample_size
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     "wrap", [lambda t: {"state_dict": t, "epoch": 3}, lambda t: {"model": {"state_dict": t}}, "parallel", "old"]
 )

@@ -39,6 +39,7 @@ def relative_error(ours, theirs):
     return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
+@pytest.mark.compiles
 def test_unet_matches_pytorch(saved):
     """Relative error 1e-4; φ_unet restated with PyTorch's hooks, 1e-4 too."""
     torch = pytest.importorskip("torch")
@@ -66,6 +67,7 @@ def test_unet_matches_pytorch(saved):
     assert features.shape[1] == base.feature_width
 
 
+@pytest.mark.compiles
 def test_vae_matches_pytorch(saved):
     """Encoding (mean) and decoding, relative error 1e-4."""
     torch = pytest.importorskip("torch")
@@ -96,6 +98,7 @@ def test_text_encoder_matches_pytorch(saved):
     assert relative_error(base.embed_text(params["text_encoder"], jnp.asarray(ids)), theirs.text_embeds) < 1e-4
 
 
+@pytest.mark.compiles
 def test_image_encoder_matches_pytorch(saved):
     """Projected embedding and φ_clip (class tokens of every second layer, normed), relative error 1e-4."""
     torch = pytest.importorskip("torch")
@@ -115,6 +118,7 @@ def test_image_encoder_matches_pytorch(saved):
     assert relative_error(features, torch.stack(states, dim=1)) < 1e-4
 
 
+@pytest.mark.compiles
 def test_saved_base_is_read_back_exactly(saved):
     folder, base, params = saved
     again, loaded = bases.load_folder(folder)
@@ -125,6 +129,7 @@ def test_saved_base_is_read_back_exactly(saved):
     assert again.scheduler == base.scheduler
 
 
+@pytest.mark.compiles
 def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path):
     base, params = tiny_base()
     bases.save_folder(tmp_path, base, params)

@@ -157,6 +157,7 @@ def nchw(x):
     return torch.tensor(x).permute(0, 3, 1, 2)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("variant", UNETS)
 def test_unet_is_pytorchs(variant):
     """Prediction, φ_unet (their hooks', pooled; alone too) and gradients, relative 1e-4."""
@@ -181,6 +182,7 @@ def test_unet_is_pytorchs(variant):
     pair.check(run, their_run, gradients=variant in ("sd1", "sd2"))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("variant", VAES)
 def test_vae_is_pytorchs(variant):
     """Mean and log variance, the picture of other latents, and gradients, relative 1e-4."""
@@ -249,6 +251,7 @@ def random_params(shapes, seed=0):
     return jax.tree.unflatten(tree, values)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("variant", ["sd1", "sd2", "deeper"])
 def test_unet_is_the_flax_class_of_diffusers(variant, monkeypatch):
     """Same tree; relative 1e-4 once their two deviations from PyTorch are taken over: GELU by tanh, and ε before transformers."""
@@ -284,6 +287,7 @@ def test_vae_is_the_flax_class_of_diffusers():
     assert relative(ours, expected.transpose(0, 2, 3, 1)) < 1e-4
 
 
+@pytest.mark.compiles
 def test_clip_is_the_flax_class_of_transformers():
     """Both towers: same trees, relative 1e-4."""
     module = pytest.importorskip("transformers.models.clip.modeling_flax_clip")
@@ -328,6 +332,7 @@ def unet_gradient(policy):
     return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
 
+@pytest.mark.compiles
 def test_rematerialisation_changes_memory_alone():
     """Same tree, gradient relative 1e-5."""
     plain, remat = (shapes_of("unet", SHALLOW, Policy(remat=name)) for name in ("none", "blocks"))
@@ -340,6 +345,7 @@ def test_rematerialisation_changes_memory_alone():
     assert "remat" in str(traced)
 
 
+@pytest.mark.compiles
 def test_half_precision_comes_near():
     """bfloat16 computation of float32 weights: loss within 2 %, cosine of the gradients 0.99."""
     (loss, gradient), (again, other) = (unet_gradient(Policy(dtype=dtype)) for dtype in ("float32", "bfloat16"))
@@ -365,6 +371,7 @@ def lowered(platform, policy, gradient=False):
     return jax.jit(jax.grad(run) if gradient else run).trace(shapes).lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.compiles
 def test_kernels_are_chosen_at_lowering(monkeypatch):
     """On this machine, whatever it has: a flash kernel for TPU, none for CPU, no branches left, and no device asked for."""
 
@@ -380,6 +387,7 @@ def test_kernels_are_chosen_at_lowering(monkeypatch):
     lowered("cuda", Policy(dtype="bfloat16"))
 
 
+@pytest.mark.compiles
 def test_choice_of_kernels_maps_differentiates_and_costs_nothing():
     """Long attention and small deep convolutions: their plain forms' values and gradients, mapped, to 1e-4; no branch left."""
     heads = jnp.asarray(draw(0, 2, 3, 1, 1024, 2, 8))  # mapped, (query, key, value), batch, tokens, heads, width

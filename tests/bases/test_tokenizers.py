@@ -17,6 +17,7 @@ def test_the_same_words_make_the_same_tokenizer():
     assert all(other == first for other in others)
 
 
+@pytest.mark.compiles
 def test_a_tokenizer_without_a_length_has_the_text_encoders(folder):
     change(folder / "tokenizer" / "tokenizer_config.json", model_max_length=...)
     assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 32
@@ -26,6 +27,7 @@ def test_a_tokenizer_without_a_length_has_the_text_encoders(folder):
     assert bases.load_base(str(folder))[0].tokenizer.model_max_length == 20
 
 
+@pytest.mark.compiles
 def test_a_tokenizer_in_one_file_is_read_and_written_again(folder, tmp_path):
     """tokenizer.json alone: the same ids, here and in PyTorch's classes after a round trip."""
     transformers = pytest.importorskip("transformers")

@@ -17,6 +17,7 @@ def content_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["encoder", "offsets"])
 def test_a_concept_never_takes_the_place_of_a_domains_file(world, tmp_path, name):
     """A picture of that name, tuned into the folder of a domain; elsewhere it may have it."""

@@ -181,6 +181,7 @@ print("tensorflow" in sys.modules)
 """
 
 
+@pytest.mark.compiles
 def test_dataset_reads_back_as_drawn_without_tensorflow(tmp_path):
     """Built by another process that never imports TensorFlow; found, not rebuilt, by this one."""
     built = subprocess.run([sys.executable, "-c", _BUILD, str(tmp_path)], capture_output=True, text=True, timeout=300)

@@ -262,6 +262,7 @@ def test_an_animation_is_its_first_picture(tmp_path):
     assert np.abs(pixels_of(tmp_path / "moving.gif")[0] - (200, 10, 20)).max() <= 2
 
 
+@pytest.mark.compiles
 def test_fifty_megapixels_are_read_and_more_than_the_limit_refused(tmp_path):
     Image.new("L", (8000, 6250), 77).save(tmp_path / "large.png", compress_level=1)
     assert (pixels_of(tmp_path / "large.png")[0] == 77).all()

@@ -46,6 +46,7 @@ def draw_in_pytorch(pipeline, prompts, noise, guidance):
     return np.round(drawn * 255).astype(int)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("scheduler", "sampling"), [("DDIMScheduler", "ddim"), ("DPMSolverMultistepScheduler", "dpm++2m")])
 def test_text_to_image_matches_pytorch(domain, tmp_path, scheduler, sampling):
     """The whole pipeline from the same noise: every pixel within 2 of 255."""
@@ -78,6 +79,7 @@ def with_constant_word(domain, concept, word):
     return silent, concept._replace(domain=silent.fingerprint, trainable=concept.trainable._replace(residual=residual))
 
 
+@pytest.mark.compiles
 def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
     """`*s` simply works in a prompt: every pixel within 2 of 255 of ours with the same constant word."""
     import diffusers
@@ -94,6 +96,7 @@ def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
     assert np.abs(plain - theirs).max() > 2
 
 
+@pytest.mark.compiles
 def test_a_lora_of_full_rank_is_the_merged_model(domain, concept, tmp_path):
     """Loaded by `load_lora_weights`: the U-Net's output within a relative 1e-3 of the merged weights' own."""
     pytest.importorskip("peft")
@@ -177,6 +180,7 @@ def test_the_constant_word_is_the_mean_of_the_words_said(domain, concept):
     assert word.shape == own.shape and np.abs(word - own).max() > 1e-2
 
 
+@pytest.mark.compiles
 def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
     import diffusers
 
@@ -210,25 +214,31 @@ def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
     np.testing.assert_allclose(learned, merged[pipeline.tokenizer.convert_tokens_to_ids("*s")].detach().numpy(), atol=1e-6)
 
 
-@pytest.fixture
-def saved(domain, concept, tmp_path):
-    """The domain and the concept as files, and the options that name them."""
-    bases.save_folder(tmp_path / "base", domain.base, domain.params)
-    base, params = bases.load_folder(tmp_path / "base")
-    save_domain(tmp_path / "domain", Domain(str(tmp_path / "base"), "creature", base, params, domain.encoder, domain.factors))
-    save_concept(tmp_path / "venus.safetensors", concept._replace(domain=load_domain(tmp_path / "domain").fingerprint))
-    return lambda out, **options: export.Config(tmp_path / "venus.safetensors", out, domain=str(tmp_path / "domain"), **options)
+@pytest.fixture(scope="module")
+def saved(domain, concept, tmp_path_factory):
+    """A folder with base, domain and concept as files."""
+    folder = tmp_path_factory.mktemp("saved")
+    bases.save_folder(folder / "base", domain.base, domain.params)
+    base, params = bases.load_folder(folder / "base")
+    save_domain(folder / "domain", Domain(str(folder / "base"), "creature", base, params, domain.encoder, domain.factors))
+    save_concept(folder / "venus.safetensors", concept._replace(domain=load_domain(folder / "domain").fingerprint))
+    return folder
 
 
+def exporting(saved, out, **options):
+    return export.Config(saved / "venus.safetensors", out, domain=str(saved / "domain"), **options)
+
+
+@pytest.mark.compiles
 def test_exports_of_several_names_fit_into_one_pipeline_on_the_base_itself(saved, tmp_path):
     """The base as `save_folder` wrote it, projection and all, takes two embeddings and a LoRA, and draws."""
     pytest.importorskip("peft")
     import diffusers
 
     for name in ("<venus>", "<ada>"):
-        export.main(saved(tmp_path / name, format="embedding", token=name))
-    export.main(saved(tmp_path / "lora", format="lora"))
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+        export.main(exporting(saved, tmp_path / name, format="embedding", token=name))
+    export.main(exporting(saved, tmp_path / "lora", format="lora"))
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(saved / "base")
     pipeline.load_textual_inversion(tmp_path / "<venus>")
     pipeline.load_textual_inversion(tmp_path / "<ada>")
     pipeline.load_lora_weights(tmp_path / "lora", weight_name="pytorch_lora_weights.safetensors")
@@ -237,14 +247,16 @@ def test_exports_of_several_names_fit_into_one_pipeline_on_the_base_itself(saved
     assert pipeline("<venus> beside <ada>", num_inference_steps=1, output_type="np").images.shape == (1, 16, 16, 3)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("token", ["", "two words", "creature", "<|endoftext|>", "a\t"])
 @pytest.mark.parametrize("form", ["embedding", "diffusers"])
 def test_a_name_that_cannot_be_told_apart_is_refused(saved, tmp_path, token, form):
     with pytest.raises(UserError, match=r"^token: [^\n]+$"):
-        export.main(saved(tmp_path / "out", format=form, token=token))
+        export.main(exporting(saved, tmp_path / "out", format=form, token=token))
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("form", ["embedding", "lora", "diffusers"])
 def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(saved, tmp_path, monkeypatch, form):
     """Where the file system says so, in the midst of writing."""
@@ -261,18 +273,20 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(saved, tmp_path, mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=rf"^Cannot write {tmp_path}/out/[^.][^\n]*: No space left on device[^\n]*$"):
-        export.main(saved(tmp_path / "out", format=form))
+        export.main(exporting(saved, tmp_path / "out", format=form))
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.compiles
 def test_a_folder_that_cannot_be_written_is_one_line(saved, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^out: Cannot write [^\n]*file/out: [^\n]+$"):
-        export.main(saved(tmp_path / "file" / "out"))
+        export.main(exporting(saved, tmp_path / "file" / "out"))
 
 
+@pytest.mark.compiles
 def test_the_error_that_is_left_is_said(saved, tmp_path, capsys):
-    export.main(saved(tmp_path / "out", format="lora", error=0.5))
+    export.main(exporting(saved, tmp_path / "out", format="lora", error=0.5))
     said = capsys.readouterr().out
     rank = int(said.split("rank ")[1].split(":")[0])
     assert rank < 16 and 0 < float(said.split("misses ")[1].split("%")[0]) <= 50

@@ -116,6 +116,7 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs.detach().numpy()).max() / theirs.detach().abs().max().item()
 
 
+@pytest.mark.compiles
 def test_a_pretrained_checkpoint_becomes_a_domain(reference, tmp_path):
     """U-Net with offsets and encoder output, relative error 1e-4."""
     folder, encoder, offsets = reference
@@ -141,6 +142,7 @@ def encoded(domain, pictures, seen):
     return domain.method.encoder.apply({"params": domain.encoder}, folded, seen)
 
 
+@pytest.mark.compiles
 def test_a_tuned_checkpoint_becomes_a_concept(reference, tmp_path):
     """The tuned U-Net with the tuned offsets, relative error 1e-4; and it draws."""
     folder, _, offsets = reference
@@ -184,6 +186,7 @@ def test_pictures_are_resized_as_pytorch_resizes_them_to_1e_5(size):
     assert relative_error(resize_bicubic(jnp.asarray(pictures), 224), theirs) < 1e-5
 
 
+@pytest.mark.compiles
 def test_other_kinds_see_pictures_as_before(domain):
     """Only imported domains see bicubic pictures; at the tower's own size all kinds of tokens are the same."""
     base, weights = domain.base, domain.params["image_encoder"]
@@ -197,6 +200,7 @@ def test_other_kinds_see_pictures_as_before(domain):
         base.see(weights, own, "words")
 
 
+@pytest.mark.compiles
 def test_newer_open_clip_norms_all_tokens(reference, tmp_path, capsys):
     folder, encoder, _ = reference
     common = (folder / "pretrained", str(folder / "base"))
@@ -227,6 +231,7 @@ def import_from(changed, reference, tmp_path, **options):
     return load_domain(tmp_path / "domain")
 
 
+@pytest.mark.compiles
 def test_settings_are_carried_and_the_nested_ones_win(reference, tmp_path, capsys):
     """Inference of the public code reads a tuned checkpoint's nested settings: scale, λ and prompts come from there."""
     nested = json.loads((reference[0] / "pretrained" / "config.json").read_text())
@@ -264,6 +269,7 @@ def test_prompts_become_the_nearest_kind(template, token, kind, held):
         assert template.replace("{placeholder_token}", "*s") in templates(kind)
 
 
+@pytest.mark.compiles
 def test_a_prompt_that_is_none_of_ours_is_said(reference, tmp_path, capsys):
     changed = copy_of(reference, tmp_path, prompt_template="my {placeholder_token}", reg_lambda=...)
     assert import_from(changed, reference, tmp_path).regularisation == 0.01
@@ -279,6 +285,7 @@ def test_a_number_out_of_range_is_one_line_and_nothing_is_written(reference, tmp
     assert not (tmp_path / "domain").exists()
 
 
+@pytest.mark.compiles
 def test_a_text_encoder_beside_a_checkpoint_is_the_bases_or_refused(reference, domain, tmp_path):
     """The base's own passes, with the word that the public code adds; another is named, and nothing is written."""
     from safetensors.torch import load_file
@@ -301,6 +308,7 @@ def test_a_text_encoder_beside_a_checkpoint_is_the_bases_or_refused(reference, d
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.compiles
 def test_a_wrapped_checkpoint_is_unwrapped(reference, tmp_path):
     changed = copy_of(reference, tmp_path)
     plain = import_from(changed, reference, tmp_path)

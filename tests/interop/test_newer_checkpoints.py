@@ -47,6 +47,7 @@ def content_of(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.compiles
 def test_a_newer_checkpoint_is_the_same_domain_with_the_image_encoder_given(public, tmp_path, monkeypatch):
     """By a relative path, too, and used from elsewhere."""
     monkeypatch.chdir(public)
@@ -62,6 +63,7 @@ def test_a_newer_checkpoint_is_the_same_domain_with_the_image_encoder_given(publ
     ]
 
 
+@pytest.mark.compiles
 def test_of_a_newer_tuned_checkpoint_the_offsets_are_the_concepts(public, tmp_path):
     """It trains no U-Net: the base's, with these offsets, is what it draws with."""
     options = {"image": public / "venus.png", "image_encoder": str(public / "domain" / "image_encoder")}
@@ -72,6 +74,7 @@ def test_of_a_newer_tuned_checkpoint_the_offsets_are_the_concepts(public, tmp_pa
     equal(effective_unet(concept.trainable, domain.frozen), effective_unet(concept.trainable._replace(factors=None), older.frozen))
 
 
+@pytest.mark.compiles
 def test_what_a_newer_checkpoint_does_not_hold_is_asked_for(public, tmp_path):
     """Nothing is written: no image encoder to be had, one of another width, one too many, a base of other offsets."""
     for name, options, said in (
@@ -104,6 +107,7 @@ def test_what_a_newer_checkpoint_does_not_hold_is_asked_for(public, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.compiles
 def test_an_import_is_written_whole_or_not_at_all(public, tmp_path):
     """Over an older domain, whose image encoder it would replace; and never over the domain's own files."""
     out = tmp_path / "out"

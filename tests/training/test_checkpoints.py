@@ -351,6 +351,7 @@ def test_a_run_goes_on_only_as_the_run_it_is(world, cheap, tmp_path):
     assert cheap.steps == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.compiles
 def test_a_mistake_is_said_before_a_run_is_touched(world, cheap, tmp_path):
     work = tmp_path / "work"
     go(world, work)

@@ -25,6 +25,7 @@ def rows(domain, concept_batch):
     return {"image": pixels, "mask": np.ones(pixels.shape[:3], np.float32), **prompts}
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
 def test_loss_falls_from_scratch_and_frozen_parts_stay(domain, rows, parallel):
     """By more than 3 % in 40 steps, on the same 64 draws of timestep and noise before and after."""
@@ -109,6 +110,7 @@ def test_settings_that_do_not_fit_the_devices_are_one_line():
         layout().check_divides(4, 4)
 
 
+@pytest.mark.compiles
 def test_pretraining_encodes_pictures_as_tuning_does(domain, rows):
     """Latents, φ_clip and mask of a batch, against each part called by hand; relative 1e-5."""
     base, params = domain.base, domain.params
@@ -123,6 +125,7 @@ def test_batch_that_does_not_divide_by_the_devices_is_refused(concept_batch):
         layout().place_rows(jax.tree.map(lambda leaf: leaf[:3], concept_batch))
 
 
+@pytest.mark.compiles
 def test_an_optimiser_of_ones_own_takes_the_place_of_ours(domain, rows):
     """Plain gradient descent at rate 0 leaves everything where it was."""
     settings = PretrainSettings(steps=2, batch_size=4)

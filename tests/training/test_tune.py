@@ -75,6 +75,7 @@ def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypat
     assert np.abs(numbers(other) - by_name["0"]).max() > 1e-2
 
 
+@pytest.mark.compiles
 def test_a_broken_picture_fails_alone_and_what_is_done_is_left_out(domain, tmp_path):
     """Outcomes of four pictures: one damaged, one there already, two new."""
     paths = write_random(tmp_path, 4)
@@ -134,6 +135,7 @@ def test_unknown_scope_is_refused(domain):
         start(domain.method, domain.frozen, "tiny", jax.random.key(0))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("scope", ["compact", "head"])
 def test_tuning_lowers_the_loss(domain, inputs, scope):
     """By more than 1 %, on draws of timesteps, noise, views and prompts that are the same before and after."""
@@ -147,6 +149,7 @@ def test_tuning_lowers_the_loss(domain, inputs, scope):
     assert loss(tuned) < 0.99 * before
 
 
+@pytest.mark.compiles
 def test_concepts_of_several_kinds_are_drawn_in_one_call(domain, tmp_path):
     """Tuned and untuned: each drawn as if alone, within 1 of 255."""
     paths = write_random(tmp_path, 3)

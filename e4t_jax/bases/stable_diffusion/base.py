@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -134,6 +134,7 @@ class StableDiffusion:
 
     # weights ------------------------------------------------------------------------------------------------------------
 
+    @lru_cache(maxsize=4)  # noqa: B019 - equal bases share it; tracing all initialisers takes a second
     def param_shapes(self) -> Params:
         """Shapes and dtypes of all weights, with nothing allocated."""
         ids = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
