@@ -101,6 +101,8 @@ def prepare(data_dir: str | Path, config: CreaturesConfig | None = None) -> Crea
 
     Errors: `UserError` when the folder cannot be written.
     """
+    if config is not None:  # TFDS takes an equal config of its own for another of the same name
+        config = Creatures.builder_configs.get(config.name, config)
     builder = Creatures(data_dir=str(check_writable(Path(data_dir), argument="work")), config=config, file_format="array_record")
     builder.download_and_prepare()
     return builder

@@ -18,7 +18,7 @@ from e4t_jax.creatures.attributes import (
     take,
 )
 from e4t_jax.creatures.captions import CAPTION_LENGTH, PARTS, describe, sentence, vocabulary, write_captions
-from e4t_jax.creatures.dataset import SPLITS, CreaturesConfig, as_source
+from e4t_jax.creatures.dataset import SPLITS, Creatures, CreaturesConfig, as_source, prepare
 from e4t_jax.creatures.pictures import look_alikes
 from e4t_jax.creatures.renderer import IMAGE_SIZE, render
 from e4t_jax.creatures.tokenizer import build_tokenizer
@@ -206,6 +206,12 @@ def test_dataset_reads_back_as_drawn_without_tensorflow(tmp_path):
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.array_record*")}
     batch = grain.MapDataset.source(source).shuffle(seed=0).batch(3)[0]
     assert batch["image"].shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3) and sorted(batch["identity"]) == [0, 1, 2]
+
+
+def test_the_default_dataset_is_the_same_however_it_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(Creatures, "download_and_prepare", lambda self: None)
+    asked, default = prepare(tmp_path, CreaturesConfig()), prepare(tmp_path)
+    assert asked.builder_config == default.builder_config and asked.data_dir == default.data_dir
 
 
 def test_dataset_mistakes_are_named(tmp_path):
