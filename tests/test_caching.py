@@ -5,6 +5,9 @@ import dataclasses
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -216,3 +219,39 @@ def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         told[cached] = cost["flops"], cost["bytes accessed"], memory.argument_size_in_bytes
     assert all(less < more for less, more in zip(told[True], told[False], strict=True)), told
+
+
+TWO_ROWS_A_SHARD = """
+import sys
+from e4t_jax import caching
+from e4t_jax.cli import cache
+from e4t_jax.cli.shared import run
+caching._SHARD_ROWS = 2
+run(cache.main, sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_cache_of_one(world, tmp_path):
+    """Three shards, of which process 1 writes the second: every file of the two is the same, manifest and checksums among them."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", TWO_ROWS_A_SHARD, "--base", str(world.base), "--data", f"folder:{world.pictures}"]
+    made = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        joined = [["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(own)] for own in range(2)]
+        processes = [
+            subprocess.Popen(
+                [*command, "--out", str(folder), "--batch-size", "2", *more], env=environment, stderr=subprocess.PIPE, text=True
+            )
+            for more in (joined if count == 2 else [[]])
+        ]
+        for process in processes:
+            said = process.communicate(timeout=600)[1]
+            assert process.returncode == 0, said
+        made[count] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(made[1]) == {MANIFEST, *(f"rows-{number:05}.array_record" for number in range(3))}
+    assert made[1] == made[2] and read_manifest(tmp_path / "2").broken == 1
