@@ -17,6 +17,8 @@ No weights are needed but the base's own: it works for photographs and Stable Di
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
@@ -29,17 +31,15 @@ from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective
 _FROM, _TO = 0.3, 0.8
 
 
-def caption_errors(
+def caption_error(
     method: Method,
     frozen: Frozen,
     latents: Float[Array, "height width channels"],
     clip: Float[Array, "layers clip_width"],
-    ids: Int[Array, "captions length"],
-    placeholder: Bool[Array, "captions length"],
     key: PRNGKeyArray,
-    draws: int = 4,
-) -> Float[Array, "captions draws"]:
-    """err of the module's head for one picture; every caption sees the same timesteps and noise."""
+    draws: int,
+) -> Callable[[Int[Array, " length"], Bool[Array, " length"]], Float[Array, " draws"]]:
+    """err of the module's head for one picture, as a function of the caption; all see the same timesteps, noise and word."""
     share = _FROM + (_TO - _FROM) * (jnp.arange(draws) + 0.5) / draws
     t = jnp.floor(share * method.schedule.num_train_timesteps).astype(jnp.int32)
     noise = jax.random.normal(key, (draws, *latents.shape), latents.dtype)
@@ -51,18 +51,17 @@ def caption_errors(
     folded = fold(method, Trainable(), frozen, clip[None])
     word, _ = concept_word(method, Trainable(), frozen, jnp.broadcast_to(folded, (draws, folded.shape[-1])), features)
 
-    def error(caption):
-        own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in caption)
+    def error(ids: Int[Array, " length"], placeholder: Bool[Array, " length"]) -> Float[Array, " draws"]:
+        own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in (ids, placeholder))
         text = prompt_states(method, frozen, own_ids, own_placeholder, word)
         return jnp.mean((method.base.denoise(unet, z_t, t, text)[0] - target) ** 2, axis=(1, 2, 3))
 
-    # One after the other: memory stays that of a single caption, however long the list.
-    return jax.lax.map(error, (ids, placeholder))
+    return error
 
 
 def caption_weights(errors: Float[Array, "captions draws"]) -> Float[Array, " captions"]:
     """The share of each caption, summing to 1: all of it for the best, unless others cannot be told from it."""
-    excess = errors - errors[jnp.argmin(errors.mean(axis=1))]
+    excess = errors - errors[_best(errors)]
     deviation = excess.std(axis=1, ddof=1) / jnp.sqrt(errors.shape[1])
     distance = excess.mean(axis=1) / jnp.maximum(deviation, 1e-12)
     return jax.nn.softmax(-0.5 * distance**2)
@@ -76,20 +75,31 @@ def read_scene(
     ids: Int[Array, "media places length"],
     placeholder: Bool[Array, "media places length"],
     key: PRNGKeyArray,
+    draws: int = 4,
 ) -> Float[Array, "media places"]:
     """The weight of every caption for one picture, found by turns: a medium (at the first place), the place, the medium again.
 
     2 media + places captions are tried instead of media × places. The first guess may be off, where the first place is
     wrong; places are told apart even then.
     """
+    error = caption_error(method, frozen, latents, clip, key, draws)
+    media, places = ids.shape[:2]
 
-    def read(row_ids, row_placeholder):
-        return caption_weights(caption_errors(method, frozen, latents, clip, row_ids, row_placeholder, key))
+    def attempt(errors: Array, turn: Array) -> tuple[Array, None]:
+        guess, found = _best(errors[:media]), _best(errors[media : media + places])
+        later = turn - media - places
+        medium = jnp.where(turn < media, turn, jnp.where(later < 0, guess, later))
+        place = jnp.where(turn < media, 0, jnp.where(later < 0, turn - media, found))
+        return errors.at[turn].set(error(ids[medium, place], placeholder[medium, place])), None
 
-    guess = jnp.argmax(read(ids[:, 0], placeholder[:, 0]))
-    place = read(ids[guess], placeholder[guess])
-    best = jnp.argmax(place)
-    return read(ids[:, best], placeholder[:, best])[:, None] * place
+    # One after the other: memory stays that of a single caption, however long the list, and one U-Net is compiled for all.
+    turns = jnp.arange(2 * media + places)
+    errors, _ = jax.lax.scan(attempt, jnp.zeros((len(turns), draws)), turns)
+    return caption_weights(errors[media + places :])[:, None] * caption_weights(errors[media : media + places])
+
+
+def _best(errors: Float[Array, "captions draws"]) -> Int[Array, ""]:
+    return jnp.argmin(errors.mean(axis=1))
 
 
 def pick_captions(weights: Float[Array, "media places"], count: int) -> Int[Array, " count"]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax.captioning import caption_errors, caption_weights, pick_captions, read_scene
+from e4t_jax.captioning import caption_error, caption_weights, pick_captions, read_scene
 from e4t_jax.creatures.attributes import CONTEXTS, STYLES
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.trial import held_out
@@ -16,11 +16,13 @@ from e4t_jax.prompts import SCENES, TEMPLATES, scene_captions
 
 @pytest.mark.compiles
 def test_errors_are_the_losses_of_the_captions(domain, concept_batch):
-    """err_c,d is the E4T loss without its regulariser, at the same timestep and noise: relative 1e-5."""
+    """err_c,d is the E4T loss without its regulariser, at the same timestep and noise: relative 1e-5; and the captions that
+    `read_scene` tries by turns are weighed by those errors."""
     latents, clip = concept_batch.latents[0], concept_batch.clip[0]
     ids, placeholder = concept_batch.ids, concept_batch.placeholder
     key, draws = jax.random.key(3), 2
-    errors = caption_errors(domain.method, domain.frozen, latents, clip, ids, placeholder, key, draws)
+    error = caption_error(domain.method, domain.frozen, latents, clip, key, draws)
+    errors = jax.lax.map(lambda caption: error(*caption), (ids, placeholder))
     assert errors.shape == (4, draws)
     noise = jax.random.normal(key, (draws, *latents.shape))
     timesteps = [425, 675]  # the middles of two halves of 300 … 800
@@ -30,6 +32,14 @@ def test_errors_are_the_losses_of_the_captions(domain, concept_batch):
             t = jnp.array([timesteps[draw]])
             loss, _ = e4t_loss_at(domain.method, Trainable(), domain.frozen, one, t, noise[draw][None], regularisation=0.0)
             np.testing.assert_allclose(errors[row, draw], loss, rtol=1e-5)
+    grid = [jnp.stack([part, part[::-1]], axis=1) for part in (ids[:3], placeholder[:3])]  # three media, two places
+    weights = read_scene(domain.method, domain.frozen, latents, clip, *grid, key, draws)
+    of = {(medium, place): errors[[medium, 2 - medium][place]] for medium in range(3) for place in range(2)}
+    guess = min(range(3), key=lambda medium: of[medium, 0].mean())
+    places = jnp.stack([of[guess, place] for place in range(2)])
+    best = int(places.mean(axis=1).argmin())
+    media = jnp.stack([of[medium, best] for medium in range(3)])
+    np.testing.assert_allclose(weights, caption_weights(media)[:, None] * caption_weights(places), rtol=1e-3)
 
 
 def test_weights_follow_their_formula():
@@ -58,6 +68,7 @@ def test_captions_are_picked_as_often_as_their_weight_says():
 
 
 @pytest.mark.compiles
+@pytest.mark.optimised
 def test_place_and_medium_are_read_off_pictures_in_any_style():
     """The shipped world, 24 validation pictures: at least 23 captions right (chance is one in 40)."""
     creatures, trial = load_domain("creatures"), held_out(4, 24, split="validation", any_style=True)

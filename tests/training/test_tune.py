@@ -43,6 +43,7 @@ def write_random(folder, count):
 
 
 @pytest.mark.compiles
+@pytest.mark.optimised
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
     creatures = load_domain("creatures")
