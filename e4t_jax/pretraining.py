@@ -18,7 +18,7 @@ from e4t_jax.bases import Params, load_base
 from e4t_jax.caching import READ_BY_RUNS
 from e4t_jax.data.batches import training_batches
 from e4t_jax.data.cache import CachedRows, check_made_for
-from e4t_jax.data.sources import Broken, folder_digest, open_pictures
+from e4t_jax.data.sources import Broken, Split, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.domain_files import base_fingerprint
 from e4t_jax.errors import UserError
@@ -30,7 +30,8 @@ from e4t_jax.storage import check_writable, fingerprint
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.distributed import is_first, largest_of_all, share_of
 from e4t_jax.training.parallel import layout
-from e4t_jax.training.pretrain import PretrainSettings, init_trainable, pretrain_trainable
+from e4t_jax.training.pretrain import PretrainSettings, given_of, init_trainable, pretrain_trainable
+from e4t_jax.training.validation import validation_loss
 from e4t_jax.training.watching import Watch
 
 if TYPE_CHECKING:
@@ -105,7 +106,10 @@ def pretrain(
     model, params = load_base(base, image_encoder, parts=READ_BY_RUNS if cached else None, **(policy or {}))
     method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
     broken = Broken(say)
-    pictures = open_pictures(data, model.image_size, Path(work) / "data", broken)
+    read = partial(open_pictures, data, model.image_size, Path(work) / "data")
+    held_out = settings.held_out
+    pictures = read(broken, Split(held_out, validation=False) if held_out else None)
+    held = read(Broken(say), Split(held_out, validation=True)) if held_out else None
     if cached:
         made_of = _check_cache(Path(data.removeprefix("cache:")), params, domain.clip_features, model.image_size)
     else:
@@ -118,6 +122,8 @@ def pretrain(
     facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
     facts |= {"base": made_of, "scheduler": dict(model.scheduler)}
+    if not held_out:  # as it was before anything could be
+        del facts["held_out"]
 
     def learned(params: Params, trainable: Trainable) -> Domain:
         assert trainable.factors is not None
@@ -135,7 +141,8 @@ def pretrain(
             clip_features=domain.clip_features,
         )
 
-    look = registry.find("look", data) or (lambda so_far: look_at(so_far, _first_of(pictures)))
+    look = registry.find("look", data) or (lambda so_far: look_at(so_far, _first_of(held or pictures)))
+    dtype = (policy or {}).get("dtype", "float32")
     folder = Path(work) / "checkpoints"
     # Weights and two moments, of two checkpoints that are kept and one that is being written.
     shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
@@ -152,8 +159,18 @@ def pretrain(
         def sample(step: int, trainable: Trainable) -> None:
             if watch is None:
                 return
+
+            def see() -> tuple[np.ndarray | None, dict[str, float]]:
+                grid, figures = (None, {}) if cached else look(learned(params, trainable))
+                if held is not None:
+                    batches = training_batches(held, words, prompts, len(held), settings.seed, last=1)
+                    given, most = given_of(params, dtype), settings.batch_size // jax.device_count()
+                    loss = validation_loss(method, domain.clip_features, trainable, given, next(batches), most)
+                    figures = {**figures, "validation_loss": loss}
+                return grid, figures
+
             try:
-                watch.look(step, lambda: look(learned(params, trainable)))
+                watch.look(step, see)
             except UserError as error:  # a run goes on though its samples are not to be drawn
                 if error.argument == "work":
                     raise
@@ -165,12 +182,12 @@ def pretrain(
             params,
             lambda first: rows(first=first),
             settings,
-            dtype=(policy or {}).get("dtype", "float32"),
+            dtype=dtype,
             checkpoints=checkpoints,
             tx=tx,
             track=track,
             record=record,
-            sample=None if cached else sample,
+            sample=None if cached and not held_out else sample,
             profile=Path(work) / "tensorboard" if profile and is_first() else None,
             stop=stop,
         )

@@ -57,6 +57,7 @@ RANGES: dict[str, Range] = {
     "checkpoint_every": _COUNT,
     "watch_every": _COUNT,
     "sample_every": _COUNT_OR_NONE,
+    "held_out": _COUNT_OR_NONE,
     "fsdp": _COUNT,
     "accumulate": _COUNT,
     "views": _whole(1, 1000),

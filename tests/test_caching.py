@@ -5,6 +5,9 @@ import dataclasses
 import json
 import os
 import random
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,8 +19,9 @@ from e4t_jax import pretraining
 from e4t_jax.aot import compile_for
 from e4t_jax.bases import load_base, save_folder
 from e4t_jax.caching import CacheSettings, cache
-from e4t_jax.data.cache import MANIFEST, CachedRows, read_manifest, write_shard
+from e4t_jax.data.cache import MANIFEST, CachedRows, Manifest, read_manifest, to_record, write_shard
 from e4t_jax.data.images import read_image
+from e4t_jax.data.sources import Split, open_pictures
 from e4t_jax.encode import Encoders, encode_pictures
 from e4t_jax.errors import UserError
 from e4t_jax.pretraining import DomainSettings, pretrain
@@ -220,3 +224,61 @@ def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         told[cached] = cost["flops"], cost["bytes accessed"], memory.argument_size_in_bytes
     assert all(less < more for less, more in zip(told[True], told[False], strict=True)), told
+
+
+def test_all_views_of_a_picture_are_held_out_together(tmp_path):
+    """Of three pictures with two views each one: its two rows, and nothing else of it."""
+    row = {"latents": np.zeros((2, 2, 1), np.float16), "clip": np.zeros((1, 2), np.float16), "mask": np.ones((2, 2), np.float16)}
+    shard = write_shard(tmp_path / "rows-00000.array_record", (to_record(row, f"{number}") for number in range(6)))
+    shapes = {part: list(value.shape) for part, value in row.items()}
+    what = {
+        "base": "",
+        "parts": {},
+        "clip_features": "layers",
+        "image_size": 16,
+        "data": "",
+        "pictures": 3,
+        "broken": 0,
+        "views": 2,
+    }
+    manifest = Manifest(**what, dtype="float16", computed_in="float32", shapes=shapes, shards=[shard])
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    held, learned = (open_pictures(f"cache:{tmp_path}", 16, tmp_path, split=Split(1, validation)) for validation in (True, False))
+    assert [held[index]["caption"] for index in range(len(held))] == ["0", "1"]
+    assert [learned[index]["caption"] for index in range(len(learned))] == ["2", "3", "4", "5"]
+
+
+TWO_ROWS_A_SHARD = """
+import sys
+from e4t_jax import caching
+from e4t_jax.cli import cache
+from e4t_jax.cli.shared import run
+caching._SHARD_ROWS = 2
+run(cache.main, sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_cache_of_one(world, tmp_path):
+    """Three shards, of which process 1 writes the second: every file of the two is the same, manifest and checksums among them."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        port = one.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", TWO_ROWS_A_SHARD, "--base", str(world.base), "--data", f"folder:{world.pictures}"]
+    made = {}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        joined = [["--coordinator", f"localhost:{port}", "--num-processes", "2", "--process-id", str(own)] for own in range(2)]
+        processes = [
+            subprocess.Popen(
+                [*command, "--out", str(folder), "--batch-size", "2", *more], env=environment, stderr=subprocess.PIPE, text=True
+            )
+            for more in (joined if count == 2 else [[]])
+        ]
+        for process in processes:
+            said = process.communicate(timeout=600)[1]
+            assert process.returncode == 0, said
+        made[count] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(made[1]) == {MANIFEST, *(f"rows-{number:05}.array_record" for number in range(3))}
+    assert made[1] == made[2] and read_manifest(tmp_path / "2").broken == 1

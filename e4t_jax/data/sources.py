@@ -8,6 +8,7 @@ the two, in whatever process they were read.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import warnings
@@ -54,21 +55,54 @@ class Broken:
         return np.isin(np.arange(rows), list(self.rows))
 
 
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which rows of data are read: `held_out` of them, spread evenly over its order, or all others."""
+
+    held_out: int
+    validation: bool
+
+    def rows(self, count: int) -> np.ndarray:
+        """Their numbers among `count`.
+
+        Errors: `UserError` when nothing is left to learn from.
+        """
+        if self.held_out >= count:
+            raise UserError(f"{self.held_out} of the {count} pictures of the data leave none to learn from; lower it.", "held_out")
+        held = np.arange(self.held_out) * count // self.held_out
+        return held if self.validation else np.setdiff1d(np.arange(count), held)
+
+
+class _Rows:
+    """Some rows of a source."""
+
+    def __init__(self, source: Any, rows: np.ndarray):
+        self.source, self.rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source[int(self.rows[index])]
+
+
 class FolderSource:
     """The pictures of a folder and its subfolders by number, in the order of their paths; `NAME.mask.png` is a mask, not a picture.
 
-    In the place of a picture that cannot be read is the next one that can be, in the order of the paths.
+    In the place of a picture that cannot be read is the next one that can be, in the order of the paths; of a `split`, of its own.
 
     Errors: `UserError` when the folder does not exist or holds no picture, and where none of them can be read.
     """
 
-    def __init__(self, folder: Path, size: int):
+    def __init__(self, folder: Path, size: int, split: Split | None = None):
         if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
         self.paths = [path for path in _picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
         if not self.paths:
             raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
+        if split is not None:
+            self.paths = [self.paths[row] for row in split.rows(len(self.paths))]
         self.folder = folder
 
     def __len__(self) -> int:
@@ -94,11 +128,13 @@ class FolderSource:
         return f"{self.paths[row]} could not be read at first; check the disk."
 
 
-def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | None = None) -> grain.MapDataset:
+def open_pictures(
+    spec: str, size: int, data_dir: str | Path, broken: Broken | None = None, split: Split | None = None
+) -> grain.MapDataset:
     """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` will know of files that cannot be read.
 
     `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed), "folder:DIR",
-    or "cache:DIR", whose rows are encoded (`data.cache`).
+    or "cache:DIR", whose rows are encoded (`data.cache`). With a `split`, only its rows; all views of a picture are on one side.
 
     Errors: `UserError` for another form, a folder without pictures, or a data set that is not there.
     """
@@ -106,12 +142,17 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
 
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
-        folder = FolderSource(Path(name), size)
+        folder = FolderSource(Path(name), size, split)
         if broken is not None:
             broken.source = folder
         return grain.MapDataset.source(folder)
     if kind == "cache" and name:
-        return grain.MapDataset.source(CachedRows(Path(name)))
+        cached = CachedRows(Path(name))
+        if split is None:
+            return grain.MapDataset.source(cached)
+        views = cached.manifest.views
+        rows = split.rows(cached.manifest.pictures)[:, None] * views + np.arange(views)
+        return grain.MapDataset.source(_Rows(cached, rows.ravel()))
     registered = registry.find("data", spec)
     if registered is not None:
         source = registered(data_dir)
@@ -121,6 +162,8 @@ def open_pictures(spec: str, size: int, data_dir: str | Path, broken: Broken | N
         known = ", ".join(registry.names("data"))
         raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR or cache:DIR.", "data")
 
+    if split is not None:
+        source = _Rows(source, split.rows(len(source)))
     return grain.MapDataset.source(source).map(partial(_convert, spec, size))
 
 

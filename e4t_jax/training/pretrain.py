@@ -55,7 +55,9 @@ class PretrainSettings:
     watch_every: int = 25
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
     sample_every: int = 500
-    """Steps from one grid of samples to the next, in WORK/samples; 0: none. On a cache there are none."""
+    """Steps from one grid of samples, and one loss on what is held out, to the next; 0: none. A cache has no samples."""
+    held_out: int = 0
+    """Pictures that nothing is learned from, evenly spread over the data: the loss on them is `validation_loss`."""
     workers: int = 0
     """Processes that read pictures ahead, beside each of the run's; 0: two of its threads. What is learned is the same."""
     seed: int = 0

@@ -65,19 +65,20 @@ class Watch:
         self._write(step, line)
         return line
 
-    def look(self, step: int, see: Callable[[], tuple[UInt8[np.ndarray, "height width 3"], Mapping[str, float]]]) -> None:
-        """Notes what is seen at a step, a grid of samples (in FOLDER/samples too) and figures; its time is none of the steps'.
+    def look(self, step: int, see: Callable[[], tuple[UInt8[np.ndarray, "height width 3"] | None, Mapping[str, float]]]) -> None:
+        """Notes what is seen at a step: figures and, if any, a grid of samples, in FOLDER/samples too; the time is not of the steps.
 
         Errors: `UserError` when the files cannot be written, and what `see` raises.
         """
         began = time.monotonic()
         grid, figures = see()
-        write_file(self.folder / "samples" / f"{step:06}.png", encode_png(grid))
         if figures:
             self._write(step, {"step": step, **figures})
-        with _one_line(self.folder / "tensorboard"):
-            if self._tells:
-                self._tell(step).picture(step, "samples", grid)
+        if grid is not None:
+            write_file(self.folder / "samples" / f"{step:06}.png", encode_png(grid))
+            with _one_line(self.folder / "tensorboard"):
+                if self._tells:
+                    self._tell(step).picture(step, "samples", grid)
         if self._last is not None:
             self._last = self._last[0], self._last[1] + time.monotonic() - began
 

@@ -55,7 +55,9 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
 
 @pytest.mark.compiles
 def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
-    """The run completes, says what it skipped once and how many at the end; its losses do not depend on the number of workers."""
+    """The run completes, says what it skipped once and how many at the end; its losses do not depend on the number of workers.
+
+    Four pictures are held out: the loss on them, and samples of them, are looked at in one of the runs."""
     from e4t_jax import bases
     from e4t_jax.cli import pretrain
     from e4t_jax.pretraining import DomainSettings
@@ -70,19 +72,23 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
     (pictures / "07.png").write_bytes((pictures / "07.png").read_bytes()[:100])
     lines = []
     for workers in (0, 2):
-        settings = PretrainSettings(steps=10, batch_size=2, watch_every=1, sample_every=10 if not workers else 0, workers=workers)
+        settings = PretrainSettings(
+            steps=10, batch_size=2, watch_every=1, sample_every=10 if not workers else 0, held_out=4, workers=workers
+        )
         common = {"base": str(tmp_path / "base"), "data": f"folder:{pictures}", "domain": DomainSettings(template="neutral")}
         work = tmp_path / f"work_{workers}"
         pretrain.main(pretrain.Config(tmp_path / f"out_{workers}", work=work, training=settings, **common))
         said = capsys.readouterr().err
-        assert said.count("07.png") == 1 and "1 of the 20 pictures" in said
+        assert said.count("07.png") == 1 and "1 of the 16 pictures" in said
         lines.append([json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()])
+    assert set(lines[0].pop()) == {"step", "validation_loss", "time"}
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]] and len(lines[0]) == 10
     counts = [[line["broken_pictures"] for line in one] for one in lines]
     assert counts[0] == counts[1] and counts[0][-1] == 1
     events = EventAccumulator(str(tmp_path / "work_0" / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("loss")] == [pytest.approx(line["loss"]) for line in lines[0]]
     assert [event.value for event in events.Scalars("broken_pictures")] == counts[0]
+    assert [event.step for event in events.Scalars("validation_loss")] == [10]
     grid = np.asarray(Image.open(io.BytesIO(events.Images("samples")[0].encoded_image_string)))
     assert grid.shape == (4 * (16 + 4) + 4, 4 * (16 + 4) + 4, 3) and events.Images("samples")[0].step == 10
     first = np.asarray(Image.open(pictures / "00.png"))  # of every row, the picture given, before the three that are drawn

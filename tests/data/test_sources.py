@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from e4t_jax import registry
 from e4t_jax.data.batches import training_batches
-from e4t_jax.data.sources import Broken, open_pictures
+from e4t_jax.data.sources import Broken, Split, open_pictures
 from e4t_jax.errors import UserError
 
 SIZE = 16
@@ -132,3 +133,35 @@ def test_a_folder_of_broken_pictures_alone_is_one_line(tmp_path):
         (tmp_path / f"{index}.png").write_text("no picture")
     with pytest.raises(UserError, match="holds no picture that can be read"):
         open_pictures(f"folder:{tmp_path}", SIZE, tmp_path, Broken(lambda line: None))[0]
+
+
+def test_what_is_held_out_is_in_no_batch(folder, tmp_path):
+    """Of seven pictures three, evenly spread; the two parts are the whole, with the rows of each as they were."""
+    whole = open_pictures(f"folder:{folder}", SIZE, tmp_path)
+    parts = [open_pictures(f"folder:{folder}", SIZE, tmp_path, split=Split(3, validation)) for validation in (True, False)]
+    assert [len(part) for part in parts] == [3, 4]
+    for part, rows in zip(parts, ([0, 2, 4], [1, 3, 5, 6]), strict=True):
+        for index, row in enumerate(rows):
+            np.testing.assert_array_equal(part[index]["image"], whole[row]["image"])
+    with pytest.raises(UserError, match="held_out: 7 of the 7 pictures of the data leave none to learn from; lower it"):
+        open_pictures(f"folder:{folder}", SIZE, tmp_path, split=Split(7, False))
+
+
+def test_a_broken_picture_is_replaced_by_one_of_its_own_part(spoiled):
+    """Picture 4 is broken and held out: the next of those held out is in its place; 3 is broken, and 5 learned from."""
+    whole = open_pictures(f"folder:{spoiled}", SIZE, spoiled)
+    held, learned = (open_pictures(f"folder:{spoiled}", SIZE, spoiled, split=Split(3, validation)) for validation in (True, False))
+    np.testing.assert_array_equal(held[2]["image"], whole[0]["image"])
+    np.testing.assert_array_equal(learned[1]["image"], whole[5]["image"])
+
+
+def test_a_registered_source_is_split_too(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._ENTRIES["data"], "greys", f"{__name__}:greys")
+    held, learned = (open_pictures("greys", SIZE, tmp_path, split=Split(2, validation)) for validation in (True, False))
+    greys_of = lambda part: [round(float((part[row]["image"].mean() + 1) * 127.5)) for row in range(len(part))]  # noqa: E731
+    assert greys_of(held) == [0, 40] and greys_of(learned) == [20, 60, 80]
+
+
+def greys(folder):
+    """Five pictures of one grey each."""
+    return [{"image": np.full((SIZE, SIZE, 3), 20 * row, np.uint8)} for row in range(5)]

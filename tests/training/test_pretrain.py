@@ -9,12 +9,13 @@ import pytest
 
 from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
-from e4t_jax.objective import e4t_loss
+from e4t_jax.objective import Trainable, draw, e4t_loss, e4t_loss_at
 from e4t_jax.training import parallel
 from e4t_jax.training.loop import init_state, read
 from e4t_jax.training.parallel import layout
 from e4t_jax.training.pretrain import PretrainSettings, compile_step, given_of, init_trainable, pretrain_trainable
 from e4t_jax.training.pretrain import concept_batch as concept_batch_of
+from e4t_jax.training.validation import validation_loss
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,16 @@ def test_an_optimiser_of_ones_own_takes_the_place_of_ours(domain, rows):
     learned = pretrain_trainable(domain.method, "layers", domain.params, batches, settings, tx=optax.sgd(0.0))
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(learned), strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.compiles
+def test_the_loss_on_what_is_held_out_is_that_of_all_of_it(domain, rows):
+    """Two at once, with masks that cover more and less, against the loss of all four at the same draws; relative 1e-5."""
+    cover = np.array([0.05, 0.3, 0.7, 1.0], np.float32)[:, None, None]
+    rows = {**rows, "mask": rows["mask"] * cover}
+    trainable, given = Trainable(domain.factors, domain.encoder), given_of(domain.params)
+    batch = concept_batch_of(domain.method, "layers", given.encoders, rows)
+    draws = draw(domain.method, 4, jax.random.key(7))
+    whole = jax.jit(e4t_loss_at)(domain.method, trainable, given.frozen, batch, *draws, regularisation=0.0)[0]
+    found = validation_loss(domain.method, "layers", trainable, given, rows, 3)
+    np.testing.assert_allclose(found, whole, rtol=1e-5)
