@@ -43,6 +43,15 @@ def write_random(folder, count):
 
 
 @pytest.mark.compiles
+def test_concept_whose_caption_is_read_in_a_batch_equals_the_concept_alone(domain, tmp_path):
+    paths = write_random(tmp_path, 3)
+    for path, together in zip(paths, domain.tune(paths, steps=1), strict=True):
+        (alone,) = domain.tune([path], steps=1)
+        assert np.abs(together.trainable.residual).max() > 1e-2
+        np.testing.assert_allclose(numbers(together), numbers(alone), atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.optimised
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
