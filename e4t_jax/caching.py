@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import grain.python as grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +28,9 @@ from e4t_jax.ranges import check_ranges
 from e4t_jax.storage import check_writable, fingerprint, write_file
 from e4t_jax.training.distributed import is_first, largest_of_all, share_of
 from e4t_jax.training.parallel import layout
+
+if TYPE_CHECKING:
+    import grain.python as grain
 
 READ_BY_RUNS = ("unet", "text_encoder")  # the parts of a base that a run on a cache loads
 _SHARD_ROWS = 4096

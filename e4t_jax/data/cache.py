@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain.python as grain
 import numpy as np
 
 from e4t_jax.errors import UserError, reason_of
@@ -87,6 +86,8 @@ class CachedRows:
     """
 
     def __init__(self, folder: Path):
+        import grain.python as grain
+
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.paths = [folder / shard["file"] for shard in self.manifest.shards]

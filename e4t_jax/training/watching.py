@@ -66,7 +66,7 @@ class Watch:
         return line
 
     def look(self, step: int, see: Callable[[], tuple[UInt8[np.ndarray, "height width 3"] | None, Mapping[str, float]]]) -> None:
-        """Notes what is seen at a step: figures and, if any, a grid of samples, in FOLDER/samples too; the time is not of the steps.
+        """Notes what is seen at a step: figures and, if any, a grid of samples, in FOLDER/samples too; not in the steps' time.
 
         Errors: `UserError` when the files cannot be written, and what `see` raises.
         """
