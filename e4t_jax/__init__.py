@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from e4t_jax.errors import UserError
     from e4t_jax.pretraining import DomainSettings, pretrain
     from e4t_jax.sample import SampleSettings
+    from e4t_jax.serving import Tuner
     from e4t_jax.training.pretrain import PretrainSettings
     from e4t_jax.training.tune import TuneSettings
 
@@ -30,6 +31,7 @@ _HOMES = {
     "e4t_jax.errors": ("UserError",),
     "e4t_jax.pretraining": ("DomainSettings", "pretrain"),
     "e4t_jax.sample": ("SampleSettings",),
+    "e4t_jax.serving": ("Tuner",),
     "e4t_jax.training.pretrain": ("PretrainSettings",),
     "e4t_jax.training.tune": ("TuneSettings",),
 }
@@ -40,6 +42,7 @@ __all__ = [
     "PretrainSettings",
     "SampleSettings",
     "TuneSettings",
+    "Tuner",
     "UserError",
     "load_base",
     "load_concept",

@@ -57,7 +57,7 @@ def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Ch
     Errors: `UserError` when there is no room for a single concept; `lower` names the argument that makes it smaller.
     """
     devices = _devices(shared, count)
-    each = min(math.ceil(count / len(devices)), _MOST.get(devices[0].platform, _MOST_ELSEWHERE))
+    each = min(math.ceil(count / len(devices)), _most_each(devices))
     each = 1 << (each - 1).bit_length()  # a power of two: few programs, whatever the number of pictures
     mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     leaves, structure = jax.tree.flatten(shared)
@@ -75,6 +75,25 @@ def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Ch
                 f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
             )
         each //= 2
+
+
+def fitted_sizes(one: One, shared: Any, example: Any, most: int, *, lower: str) -> list[Chunks]:
+    """`one` compiled for chunks of some `most` concepts, of half as many, and so on down to a single one; smallest first.
+
+    Errors: as `fitted`.
+    """
+    sizes = [fitted(one, shared, example, most, lower=lower)]
+    # Placed once: where programs run on the same devices, they read the same weights.
+    placed = jax.tree.unflatten(jax.tree.structure(shared), sizes[0].shared)
+    while sizes[-1].size > 1:
+        sizes.append(fitted(one, placed, example, sizes[-1].size // 2, lower=lower))
+    return sizes[::-1]
+
+
+def at_once() -> int:
+    """How many concepts this process's devices compute at the same time; more of them in one call wait for each other."""
+    devices = jax.local_devices()
+    return len(devices) * (1 if _one_by_one(devices) else _most_each(devices))
 
 
 def over(
@@ -135,6 +154,10 @@ def _devices(shared: Any, count: int) -> list[jax.Device]:
         copies = free_bytes(devices[:1]) // max(2 * sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(shared)), 1)
         devices = devices[: max(int(copies), 1)]
     return devices
+
+
+def _most_each(devices: Sequence[jax.Device]) -> int:
+    return _MOST.get(devices[0].platform, _MOST_ELSEWHERE)
 
 
 def _one_by_one(devices: Sequence[jax.Device]) -> bool:

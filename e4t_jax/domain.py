@@ -113,63 +113,31 @@ class Domain:
 
         Errors: `UserError` as `tune`, for what concerns all pictures.
         """
-        settings = _changed(settings or TuneSettings(), changes)
-        recipe = settings.recipe(self.regularisation)
         if not len(images):
             raise UserError("there is no picture; give one or more.", "images")
         captions = [caption] * len(images) if isinstance(caption, str) else caption
         if captions is not None and len(captions) != len(images):
             raise UserError(f"there are {len(captions)} for {len(images)} pictures; give one for all, or one for each.", "caption")
+        tuning = self.tuning(settings, **changes)
         tokens = None if captions is None else self.tokenize(captions)
 
         def read(row: int) -> tuple[Outcome[Concept], Given | None]:
-            name = names[row] if names else _name(images[row], row)
-            try:
-                own = self._read(images[row], settings.mask, None if tokens is None else tuple(part[row][None] for part in tokens))
-            except UserError as error:
-                return Outcome(name, error=error), None
-            origin = _origin(own, settings, recipe, captions[row] if captions else None, self)
-            return Outcome(name, origin=origin), None if done(name, origin) else own
+            own_caption = None if captions is None else captions[row]
+            own_tokens = None if tokens is None else tuple(part[row][None] for part in tokens)
+            outcome, own = tuning.read(images[row], names[row] if names else name_of(images[row], row), own_caption, own_tokens)
+            return outcome, None if outcome.error is None and done(outcome.name, outcome.origin) else own
 
         import grain.python as grain
 
         rows = grain.MapDataset.range(len(images)).map(read)
         ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
-        made = over(
-            personalise,
-            self._personalising(recipe, settings.seed, reads=bool(recipe.steps) and tokens is None),
-            ahead,
-            len(images),
-            lower="batch_size",
-        )
-        return Outcomes(len(images), (self._concept(recipe.scope, *pair) for pair in made))
+        made = over(personalise, tuning.shared(reads=tokens is None), ahead, len(images), lower="batch_size")
+        return Outcomes(len(images), (tuning.concept(*pair) for pair in made))
 
-    def _read(self, image: PictureLike, mask: str, caption: Prompts | None) -> Given:
-        picture, found = read_image(image, self.base.image_size, use_mask=mask != "none")
-        if found is None and mask == "file":
-            raise UserError(
-                f"{_name(image, 0)} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask"
-            )
-        return given(picture, found, caption)
-
-    def _personalising(self, recipe: Recipe, seed: int, *, reads: bool) -> Personalising:
-        captions = None
-        if reads:
-            grid = scene_captions(self.template)
-            tokens = self.tokenize([caption for row in grid for caption in row])
-            captions = Captions(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
-        encoders = Encoders(self.params["vae"], self.params["image_encoder"])
-        return Personalising(self.method, self.frozen, encoders, captions, jax.random.key(seed), recipe, self.clip_features)
-
-    def _concept(self, scope: str, outcome: Outcome[Concept], made: Personalised | None) -> Outcome[Concept]:
-        if made is None:
-            return outcome
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made)):
-            return dataclasses.replace(
-                outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
-            )
-        concept = Concept(outcome.name, scope, self.fingerprint, made.trainable, made.folded, outcome.origin)
-        return dataclasses.replace(outcome, result=concept)
+    def tuning(self, settings: TuneSettings | None = None, **changes: Any) -> Tuning:
+        """Tuning on this domain with these settings. Errors: `UserError` for settings out of range."""
+        settings = _changed(settings or TuneSettings(), changes)
+        return Tuning(self, settings, settings.recipe(self.regularisation))
 
     def generate(
         self,
@@ -259,6 +227,59 @@ class Domain:
         return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tuning:
+    """What comes before `personalise` and after it, for pictures that one domain tunes with the same settings."""
+
+    domain: Domain
+    settings: TuneSettings
+    recipe: Recipe
+
+    def read(
+        self, image: PictureLike, name: str, caption: str | None, tokens: Prompts | None
+    ) -> tuple[Outcome[Concept], Given | None]:
+        """A picture with what its concept follows from; None with its error where it cannot be read.
+
+        `tokens` are the caption's, [1, length]; both are None where it is to be read off the picture.
+        """
+        try:
+            picture, found = read_image(image, self.domain.base.image_size, use_mask=self.settings.mask != "none")
+            if found is None and self.settings.mask == "file":
+                raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
+        except UserError as error:
+            return Outcome(name, error=error), None
+        own = given(picture, found, tokens)
+        return Outcome(name, origin=self._origin(own, caption)), own
+
+    def shared(self, *, reads: bool) -> Personalising:
+        """What `personalise` needs beside a picture; `reads` where captions are read off the pictures."""
+        domain, captions = self.domain, None
+        if reads and self.recipe.steps:
+            grid = scene_captions(domain.template)
+            tokens = domain.tokenize([caption for row in grid for caption in row])
+            captions = Captions(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
+        encoders, key = Encoders(domain.params["vae"], domain.params["image_encoder"]), jax.random.key(self.settings.seed)
+        return Personalising(domain.method, domain.frozen, encoders, captions, key, self.recipe, domain.clip_features)
+
+    def concept(self, outcome: Outcome[Concept], made: Personalised | None) -> Outcome[Concept]:
+        """The outcome with the concept that `personalise` made of it, if it did, or with the reason why it is none."""
+        if made is None:
+            return outcome
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made)):
+            return dataclasses.replace(
+                outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
+            )
+        concept = Concept(outcome.name, self.recipe.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
+        return dataclasses.replace(outcome, result=concept)
+
+    def _origin(self, own: Given, caption: str | None) -> str:
+        """A checksum of all that a concept follows from."""
+        pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
+        facts = {**dataclasses.asdict(self.recipe), "seed": self.settings.seed, "caption": caption}
+        facts |= {"domain": self.domain.fingerprint, "pixels": pixels, "template": self.domain.template}
+        return digest(to_json(facts).encode())
+
+
 def to_pil(images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> list[list[Image.Image]]:
     """Pillow pictures of what `Domain.generate` returns: a list a concept, a picture a prompt."""
     return [[Image.fromarray(image) for image in row] for row in images]
@@ -272,15 +293,9 @@ def _changed(settings: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(settings, **changes) if changes else settings
 
 
-def _name(image: PictureLike, row: int) -> str:
+def name_of(image: PictureLike, row: int) -> str:
+    """A file lends its name to its concept; what has none is told apart by its place."""
     return Path(image).stem if isinstance(image, str | Path) else f"concept_{row}"
-
-
-def _origin(own: Given, settings: TuneSettings, recipe: Recipe, caption: str | None, domain: Domain) -> str:
-    """A checksum of all that a concept follows from."""
-    pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
-    facts = {**dataclasses.asdict(recipe), "seed": settings.seed, "caption": caption, "domain": domain.fingerprint}
-    return digest(to_json({**facts, "pixels": pixels, "template": domain.template}).encode())
 
 
 def _pictures(outcome: Outcome[np.ndarray], made: np.ndarray | None) -> Outcome[np.ndarray]:

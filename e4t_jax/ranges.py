@@ -61,6 +61,8 @@ RANGES: dict[str, Range] = {
     "fsdp": _COUNT,
     "accumulate": _COUNT,
     "views": _whole(1, 1000),
+    "most": _whole(1, 65_536),
+    "moment": Range(0, 3600),
     "workers": _whole(0, 1024),
     "pictures": _COUNT,
     "identities": _COUNT,

@@ -15,7 +15,7 @@ LAYERS = [
     ("diffusion", "samplers", "encoder", "offsets", "prompts", "scopes", "bases"),
     ("objective", "sample", "encode", "captioning"),
     ("training", "data"),
-    ("concept", "domain", "domain_files", "looks", "pretraining", "caching", "aot"),
+    ("concept", "domain", "domain_files", "looks", "pretraining", "caching", "serving", "aot"),
     ("interop", "evaluation"),
     ("creatures", "testing"),
     ("cli",),
