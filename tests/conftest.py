@@ -18,7 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
-_ROOM = 2 * 2**30  # bytes that a worker may hold before it forgets compiled programs
+_ROOM = 3 * 2**29  # bytes that a worker may hold before it forgets compiled programs
 
 # Every function of the package checks the shapes and dtypes of its signature, in tests.
 install_import_hook("e4t_jax", "typechecker.check")
