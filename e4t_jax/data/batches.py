@@ -6,7 +6,8 @@ A row is `image` (float32 `[size, size, 3]` in [-1, 1]), `mask` (float32 `[size,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,13 @@ def training_batches(
         .batch(batch_size // shares)
     )
     own = rows[first * shares + which : last * shares : shares]
-    return map((broken or Broken()).meet, read_ahead(own, workers, 2 * max(workers, 2)))
+    return _met(broken or Broken(), read_ahead(own, workers, 2 * max(workers, 2)))
+
+
+def _met(broken: Broken, batches: Generator[dict[str, np.ndarray], None, None]) -> Iterator[dict[str, np.ndarray]]:
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield broken.meet(batch)
 
 
 def _add_prompt(

@@ -7,6 +7,7 @@ Pictures are encoded where the batch lies, on every device its own share, in the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -194,8 +195,14 @@ def pretrain_trainable(
     )
     key = jax.random.key(settings.seed + 1)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state
-    with profiled(step_on, profile) as watched:
-        return where.unplace(train(run, watched, state, given, batches, key, stored=stored).params)
+    with profiled(step_on, profile) as watched, contextlib.ExitStack() as held:
+
+        def closed_in_the_end(first: int) -> Iterable[dict[str, np.ndarray]]:
+            rows = batches(first)
+            held.callback(getattr(rows, "close", lambda: None))  # what reads ahead ends before the process does
+            return rows
+
+        return where.unplace(train(run, watched, state, given, closed_in_the_end, key, stored=stored).params)
 
 
 def _begin(

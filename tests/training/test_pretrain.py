@@ -128,11 +128,19 @@ def test_batch_that_does_not_divide_by_the_devices_is_refused(concept_batch):
 
 @pytest.mark.compiles
 def test_an_optimiser_of_ones_own_takes_the_place_of_ours(domain, rows):
-    """Plain gradient descent at rate 0 leaves everything where it was."""
+    """Plain gradient descent at rate 0 leaves everything where it was; what reads the batches is closed in the end."""
     settings = PretrainSettings(steps=2, batch_size=4)
     start = init_trainable(domain.method, jax.random.key(settings.seed))
-    batches = lambda first: itertools.repeat(rows)  # noqa: E731
+    closed = []
+
+    def batches(first):
+        try:
+            yield from itertools.repeat(rows)
+        finally:
+            closed.append(first)
+
     learned = pretrain_trainable(domain.method, "layers", domain.params, batches, settings, tx=optax.sgd(0.0))
+    assert closed == [0]
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(learned), strict=True):
         np.testing.assert_array_equal(before, after)
 
