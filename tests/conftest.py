@@ -11,9 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir(), "e4t_jax_tests_cache")))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Compiling takes longer than running what is tiny: half as long without optimisation. Tests marked `optimised` run what is not.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
@@ -35,18 +33,6 @@ def forget_compiled_programs():
     jax.clear_caches()
     gc.collect()
     return_freed_memory()
-
-
-@pytest.fixture(autouse=True)
-def optimise_what_runs_long(request):
-    """Programs that a marked test compiles are optimised."""
-    if request.node.get_closest_marker("optimised") is None:
-        yield
-        return
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

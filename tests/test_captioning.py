@@ -68,7 +68,6 @@ def test_captions_are_picked_as_often_as_their_weight_says():
 
 
 @pytest.mark.compiles
-@pytest.mark.optimised
 def test_place_and_medium_are_read_off_pictures_in_any_style():
     """The shipped world, 24 validation pictures: at least 23 captions right (chance is one in 40)."""
     creatures, trial = load_domain("creatures"), held_out(4, 24, split="validation", any_style=True)

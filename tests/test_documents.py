@@ -33,6 +33,7 @@ def additions(monkeypatch):
             del table[name]
 
 
+@pytest.mark.compiles
 def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, additions):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -54,6 +55,7 @@ def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, addition
         sys.modules.pop(module, None)
 
 
+@pytest.mark.compiles
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """Its code as it stands, on the shipped domain."""
     nbformat = pytest.importorskip("nbformat")

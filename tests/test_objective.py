@@ -26,6 +26,7 @@ def frozen(domain):
     return domain.frozen._replace(factors=None, encoder=None)
 
 
+@pytest.mark.compiles
 def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, draws, trainable, frozen):
     """Restated from the formulas in NumPy around the U-Net's own output; relative 1e-5."""
     t, noise = draws
@@ -48,6 +49,7 @@ def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, dr
     np.testing.assert_allclose(loss, denoising + 0.1 * size, rtol=1e-5)
 
 
+@pytest.mark.compiles
 def test_gradients_reach_encoder_and_offsets_and_nothing_frozen(domain, concept_batch, trainable, frozen):
     loss = jax.jit(
         jax.grad(lambda tr, fr: e4t_loss(domain.method, tr, fr, concept_batch, jax.random.key(0), regularisation=0.1)[0])

@@ -9,7 +9,7 @@ from e4t_jax.creatures.trial import held_out
 from e4t_jax.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
 
-pytestmark = [pytest.mark.compiles, pytest.mark.optimised]
+pytestmark = pytest.mark.compiles
 
 
 def loss_and_gradient(domain, pictures):

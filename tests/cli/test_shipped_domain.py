@@ -7,7 +7,6 @@ from PIL import Image
 
 
 @pytest.mark.compiles
-@pytest.mark.optimised
 def test_evaluate_and_demo_write_what_they_promise(tmp_path):
     """On the shipped domain: every key of the contract, a report, pictures and concept files; a share is a share."""
     from e4t_jax.cli import demo, evaluate
@@ -35,7 +34,6 @@ def test_evaluate_and_demo_write_what_they_promise(tmp_path):
 
 
 @pytest.mark.compiles
-@pytest.mark.optimised
 def test_a_trial_tunes_as_the_command_line_does(tmp_path):
     """The same picture by `train.tune` with its defaults gives the same concept file, byte by byte."""
     from e4t_jax.cli import tune

@@ -123,7 +123,6 @@ def test_trim_has_no_label_where_no_picture_can_show_it():
 
 
 @pytest.mark.compiles
-@pytest.mark.optimised
 def test_shipped_judges_are_right_on_true_renders():
     """Validation identities: 0.95 for identity, context and style; the attribute judge is not there yet, 0.84 for each head."""
     figures = validate_judges(load_judges(), seed=1, split="validation")

@@ -5,7 +5,7 @@ import pytest
 from e4t_jax.creatures.ladder import climb
 from e4t_jax.creatures.shipped import base_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.optimised, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def test_the_shipped_base_climbs_most_of_the_ladder():

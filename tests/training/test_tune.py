@@ -52,7 +52,6 @@ def test_concept_whose_caption_is_read_in_a_batch_equals_the_concept_alone(domai
 
 
 @pytest.mark.slow
-@pytest.mark.optimised
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
     creatures = load_domain("creatures")
