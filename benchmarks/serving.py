@@ -2,10 +2,10 @@
 
 python benchmarks/serving.py --pictures 200 --load 0.7
 
-On the shipped domain, with its own settings, pictures of held-out creatures; every core is a device. First, alone: one picture after
-the other, each sent when the one before is there. Then capacity: many sent at once. Then pictures at random times (Poisson: pauses
-between them are exponential), `--load` of the capacity, by the seed. A latency is from when a picture is due until its concept is
-there. Compilation is over before. Prints a table, and JSON as the last line.
+On the shipped domain, with its own settings, pictures of held-out creatures; every core is a device. First, alone: one picture
+after the other, each sent when the one before is there. Then capacity: many sent at once. Then pictures at random times (Poisson:
+pauses between them are exponential), `--load` of the capacity, by the seed. A latency is from when a picture is due until its
+concept is there. Compilation is over before. Prints a table, and JSON as the last line.
 """
 
 from __future__ import annotations
