@@ -177,7 +177,8 @@ def no_connection(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["./x", "../x", "/nowhere/x", "~/x", "x", "a/b/c", "a\\b", "x/", ".x/y", "x/.y", "", "-x/y"])
-def test_a_name_that_can_only_be_a_folders_is_not_asked_for(name, no_connection):
+def test_a_name_that_can_only_be_a_folders_is_not_asked_for(name, no_connection, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^base: [^\n]*no such folder, and not a Hub id[^\n]*$"):
         hub.find_folder(name, "base")
 
