@@ -2,9 +2,10 @@
 
 python benchmarks/tuning.py --scopes compact full --counts 1 2 4 8 16
 
-On the shipped base, five steps of sixteen draws; every core is a device. Times are medians of calls in turn, compilation apart;
-memory is what the compiler says a device needs beside the weights. FLOP/s count the matrix products and convolutions of a step as
-the compiler does. Prints a table, what a thousand concepts cost at `--price` an hour, and JSON as the last line.
+Five steps of sixteen draws on random latents, on the shipped domain or on a base by name; every core is a device. Times are medians
+of calls in turn, compilation apart; memory is what the compiler says a device needs beside the weights. FLOP/s count the matrix
+products and convolutions of a step as the compiler does; where the chip's peak is known, the JSON has the share of it. Prints a
+table, what a thousand concepts cost at `--price` an hour, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from subject import BASE_HELP, subject
 
 from e4t_jax.cli.shared import progress, use_all_cores
 
@@ -35,12 +38,17 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=[1, 2, 4, 16], help="how many concepts there are")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each case")
     parser.add_argument("--price", type=float, default=0.1, help="of an hour of this machine")
+    parser.add_argument("--base", default="creatures", help=BASE_HELP)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="what the networks compute in")
     options = parser.parse_args()
     use_all_cores()
 
-    from e4t_jax.domain_files import load_domain
+    import jax
 
-    domain = load_domain("creatures")
+    from e4t_jax.training.speed import peak_of
+
+    domain = subject(options.base, dtype=options.dtype)
+    peak = peak_of(jax.devices()[0].device_kind)
     rows = []
     print(
         f"{'scope':8} {'N':>3} {'s/concept':>10} {'concepts/s':>11} {'over a loop':>12} {'GFLOP/s':>8} {'MB':>6} {'compile s':>10}"
@@ -63,9 +71,10 @@ def main() -> None:
                 f"{case.memory / 1e6:6.0f} {case.compiling:8.1f}"
             )
             row = {"scope": scope, "count": count, "seconds_per_concept": seconds, "over_loop": ratio, "gflops_per_s": rate}
+            row["share_of_peak"] = rate / 1e3 / peak / len(jax.devices()) if peak else None
             rows.append({**row, "memory": case.memory, "compile_s": case.compiling, "per_thousand": seconds / 3.6 * options.price})
     print("A thousand concepts: " + ", ".join(f"{row['per_thousand']:.4f} ({row['scope']}, N = {row['count']})" for row in rows))
-    print(json.dumps({"steps": _STEPS, "batch_size": _BATCH, "rows": rows}))
+    print(json.dumps({"base": options.base, "dtype": options.dtype, "steps": _STEPS, "batch_size": _BATCH, "rows": rows}))
 
 
 def timed(run: Callable[[], Any]) -> float:
