@@ -63,7 +63,7 @@ judges: setup ## train the embedded world's judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
 	$(BIN)/python -m train.pretrain --out e4t_jax/creatures/assets/creatures --resume \
-		--steps 3000 --regularisation 1e-4 --clip-features tokens
+		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
 
 bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes
 	$(BIN)/python benchmarks/tuning.py
