@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 from subject import BASE_HELP, subject
+from tuning import timed
 
 from e4t_jax.cli.shared import progress, use_all_cores
 
@@ -39,9 +39,7 @@ def main() -> None:
     concepts = [concepts[row % len(concepts)] for row in range(max(options.counts))]
 
     def draw(count: int, first: int = 0) -> float:
-        began = time.perf_counter()
-        domain.generate(concepts[first : first + count], _PROMPTS, steps=options.steps)
-        return time.perf_counter() - began
+        return timed(lambda: domain.generate(concepts[first : first + count], _PROMPTS, steps=options.steps))
 
     compiling = {count: draw(count) for count in dict.fromkeys([1, *options.counts])}
     times: dict[int, list[tuple[float, float]]] = {count: [] for count in options.counts}
@@ -65,9 +63,8 @@ def pictures(folder: Path | None, count: int) -> list[Any]:
     if folder is not None:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))[:count]
     from e4t_jax.creatures.trial import held_out
-    from e4t_jax.data.images import to_uint8
 
-    return [to_uint8(picture) for picture in held_out(3, count, split="validation").pictures]
+    return list(held_out(3, count, split="validation").pictures)
 
 
 if __name__ == "__main__":

@@ -35,12 +35,10 @@ def main() -> None:
     import numpy as np
 
     from e4t_jax.creatures.trial import held_out
-    from e4t_jax.data.images import to_uint8
     from e4t_jax.domain_files import load_domain
     from e4t_jax.serving import Tuner
 
-    given = list(held_out(options.seed, options.pictures, split="validation").pictures)
-    pictures = [to_uint8(picture) for picture in given]
+    pictures = list(held_out(options.seed, options.pictures, split="validation").pictures)
     began = time.perf_counter()
     with Tuner(load_domain("creatures"), most=options.most) as tuner:
         compiling = time.perf_counter() - began
