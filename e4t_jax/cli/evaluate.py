@@ -34,7 +34,7 @@ class Config(NetworkCommand):
     out: Path = Path("outputs/evaluate")
     """Folder for metrics.json, report.md, grid.png and the concept files."""
     domain: str = "creatures"
-    """Domain: "creatures", or a folder of train.pretrain on the creatures' base."""
+    """Domain: "creatures", or a folder of train.pretrain on the creatures' base, of creatures or of fish."""
     concepts: int = 64
     """Number of held-out identities."""
     prompts: int = 4
@@ -63,14 +63,14 @@ def main(config: Config) -> None:
     except UserError as error:
         raise UserError(error.message, "sampling_steps") from None
     judges = load_judges()
-    ask = partial(held_out, seed, config.concepts, config.prompts, split=config.split)
+    ask = partial(held_out, seed, config.concepts, config.prompts, split=config.split, kind=domain.domain_token)
     trial = ask(any_style=config.pictures == "any")
     metrics, images = measure(config, domain, judges, trial, drawing, config.out)
     if config.pictures == "both":
         metrics["any_style"], _ = measure(config, domain, judges, ask(any_style=True), drawing, config.out / "any_style")
     class_alone = domain.generate_class(config.concepts, trial.prompts, drawing)
     metrics["class_identity_top1"] = judge_pictures(domain, judges, trial, class_alone)["identity_top1"]
-    metrics |= validate_judges(judges, seed)
+    metrics |= validate_judges(judges, seed, kind=trial.kind)
     shown = ("domain", "concepts", "prompts", "given", "pictures", "guidance", "split")
     facts = {name: getattr(config, name) for name in shown} | dataclasses.asdict(config.tuning)
     rows = [

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from e4t_jax.cli.shared import Command, Inline, progress
 from e4t_jax.creatures.judge_stages import JudgeSettings, train_judge
 from e4t_jax.creatures.judge_training import validate_judges
-from e4t_jax.creatures.judges import JUDGES, load_judges
+from e4t_jax.creatures.judges import JUDGES, WHO_IS_IT, load_judges
 from e4t_jax.storage import check_writable
 
 
@@ -19,8 +19,8 @@ class Config(Command):
     """Train the judges that evaluate pictures of the embedded world."""
 
     out: Path
-    """Folder for identity.safetensors, scene.safetensors and attributes.safetensors."""
-    only: Literal["identity", "scene", "attributes"] | None = None
+    """Folder for identity.safetensors, scene.safetensors, attributes.safetensors and fish.safetensors."""
+    only: Literal["identity", "scene", "attributes", "fish"] | None = None
     """Train this judge alone; the others must be there already."""
     training: Annotated[JudgeSettings, Inline] = JudgeSettings()
 
@@ -30,4 +30,5 @@ def main(config: Config) -> None:
     for name in JUDGES:
         if config.only in (None, name):
             train_judge(name, config.training, config.out, progress)
-    print(json.dumps(validate_judges(load_judges(config.out), seed=0, split="validation"), indent=2))
+    judges = load_judges(config.out)
+    print(json.dumps({kind: validate_judges(judges, 0, split="validation", kind=kind) for kind in WHO_IS_IT}, indent=2))

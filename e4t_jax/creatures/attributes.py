@@ -7,6 +7,8 @@ the renderer vectorises over it. Words for the attributes live here too, beside 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 Record = dict[str, np.ndarray]
@@ -118,6 +120,11 @@ def sample_scenes(seed: int, count: int, *, split: str = "train", **fixed: float
             raise KeyError(f"unknown scene attribute {name!r}")
         record[name] = np.broadcast_to(np.asarray(value), (count,))
     return {name: np.asarray(value, np.float32) for name, value in record.items()}
+
+
+def of_class(kind: str) -> dict[str, Any]:
+    """What fixes the class of scenes, for `sample_scenes`: a keyword that Python keeps for itself."""
+    return {"class": CLASSES.index(kind)}
 
 
 def take(record: Record, index: np.ndarray | slice | int) -> Record:

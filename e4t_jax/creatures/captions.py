@@ -66,7 +66,9 @@ def vocabulary() -> list[str]:
 
 # Which attribute each of a description's parts tells of: the hues of body and trim are two words each.
 _ATTRIBUTE_OF = np.array([0, 0, 1, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10])
-_HUES = 2  # attributes that every class has: the body's hue and its shade
+# Adjectives (columns of a description) that a picture of each class shows: hue and shade, and of a fish its shape, its back fin
+# (in the words for ears), its trim and pattern, and its tail.
+_SHOWN = {"creature": range(11), "house": (0, 1), "fish": (0, 1, 2, 4, 5, 10), "tree": (0, 1)}
 assert len(_ATTRIBUTE_OF) == PARTS
 
 
@@ -122,8 +124,8 @@ def write_captions(tokenizer: CLIPTokenizer, identities: Record, scenes: Record,
     count = len(scenes["style"])
     described = describe(identities)
     attributes = described.adjectives.shape[1]
-    # Of what is no creature, only the hue shows.
-    spoken = (scenes["class"] == CLASSES.index("creature"))[:, None] | (np.arange(attributes) < _HUES)
+    shown = np.array([np.isin(np.arange(attributes), _SHOWN[kind]) for kind in CLASSES])
+    spoken = shown[scenes["class"].astype(int)]
     compound = generator.uniform(size=count) < compounds
     named = compound & (generator.uniform(size=count) < 0.7)
     whole = generator.uniform(size=count) < 0.7

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from e4t_jax.creatures.attributes import CONTEXTS, STYLES, sample_identities, sample_scenes, take
+from e4t_jax.creatures.attributes import CLASSES, CONTEXTS, STYLES, of_class, sample_identities, sample_scenes, take
 from e4t_jax.creatures.captions import sentence
 from e4t_jax.creatures.renderer import IMAGE_SIZE, render
 from e4t_jax.data.images import encode_png
@@ -31,28 +31,32 @@ _CHUNK = 256  # pictures drawn at once: the renderer's own chunk, so that it com
 
 @dataclasses.dataclass(kw_only=True)
 class CreaturesConfig(tfds.core.BuilderConfig):
-    """How many pictures each split holds, and the seed; the name tells them apart on disk."""
+    """How many pictures each split holds, of which class, and the seed; the name tells them apart on disk."""
 
     name: str = ""
+    kind: str = "creature"  # the class that is shown
     seed: int = 0
     train: int = 32768
     validation: int = 256
     test: int = 256
 
     def __post_init__(self):
+        if self.kind not in CLASSES:
+            raise UserError(f"There is no class {self.kind!r}; choose {', '.join(CLASSES)}.")
         for split in SPLITS:
             if getattr(self, split) < 1:
                 raise UserError(f"The split {split} needs at least one picture, not {getattr(self, split)}.")
-        self.name = self.name or f"seed{self.seed}_{self.train}_{self.validation}_{self.test}"
+        kind = "" if self.kind == "creature" else f"{self.kind}_"
+        self.name = self.name or f"{kind}seed{self.seed}_{self.train}_{self.validation}_{self.test}"
 
 
 class Creatures(tfds.core.GeneratorBasedBuilder):
-    """One picture of each identity with its mask, and a caption that puts the placeholder in the creature's stead."""
+    """One picture of each identity with its mask, and a caption that puts the placeholder in its stead."""
 
     name = "creatures"
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012 (TFDS's own interface)
-    BUILDER_CONFIGS = [CreaturesConfig()]  # noqa: RUF012
+    BUILDER_CONFIGS = [CreaturesConfig(), CreaturesConfig(kind="fish")]  # noqa: RUF012
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -65,7 +69,7 @@ class Creatures(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            description="Procedurally drawn creatures of 32 by 32 pixels with masks and captions.",
+            description="Procedurally drawn creatures, or fish, of 32 by 32 pixels with masks and captions.",
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,  # row i is identity i
         )
@@ -76,7 +80,7 @@ class Creatures(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         seed, count = self.builder_config.seed, getattr(self.builder_config, split)
         identities = sample_identities(seed, count, split=split)
-        scenes = sample_scenes(seed, count, split=split)
+        scenes = sample_scenes(seed, count, split=split, **of_class(self.builder_config.kind))
         for start in range(0, count, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, count))
             images, masks = render(take(identities, rows), take(scenes, rows))
@@ -120,6 +124,11 @@ def as_source(split: str, data_dir: str | Path, config: CreaturesConfig | None =
     return prepare(data_dir, config).as_data_source(split)
 
 
-def open_train(data_dir: str | Path):
+def open_creatures(data_dir: str | Path):
     """The split to learn from, for `registry`."""
     return as_source("train", data_dir)
+
+
+def open_fish(data_dir: str | Path):
+    """The same of the second domain."""
+    return as_source("train", data_dir, CreaturesConfig(kind="fish"))

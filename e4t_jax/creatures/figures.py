@@ -1,4 +1,4 @@
-"""The four classes as stacks of parts: the creature with its seventeen attributes, a house, a fish and a tree.
+"""The four classes as stacks of parts: the creature with its seventeen attributes, a fish with eleven, a house and a tree.
 
 A part is a shape with a colour. Parts are given from back to front in a frame where the figure spans about [-1, 1].
 """
@@ -60,6 +60,12 @@ def _body(x: Field, y: Field, who) -> tuple[Field, Float[Array, ""], Float[Array
     return shapes.superellipse(x * narrow, y, a, b, power), a, b
 
 
+def _spots(x: Field, y: Field, phase) -> Field:
+    sx, sy = x + 0.5 * phase, y + 0.33 * phase
+    row = jnp.floor(sy / 0.34)
+    return shapes.circle((sx + 0.21 * (row % 2)) % 0.42 - 0.21, sy % 0.34 - 0.17, 0.115)
+
+
 def creature(x: Field, y: Field, who, mood) -> tuple[list[Part], Field]:
     """Parts of the creature `who` at coordinates (x, y), and the distance of its body; `mood` in [0, 1] bends the smile."""
     y = y - 0.12
@@ -98,9 +104,7 @@ def creature(x: Field, y: Field, who, mood) -> tuple[list[Part], Field]:
     ]
 
     phase = who["pattern_phase"]
-    sx, sy = x + 0.5 * phase, y + 0.33 * phase
-    row = jnp.floor(sy / 0.34)
-    spots = shapes.circle((sx + 0.21 * (row % 2)) % 0.42 - 0.21, sy % 0.34 - 0.17, 0.115)
+    spots = _spots(x, y, phase)
     stripes = jnp.abs((y + 0.3 * phase) % 0.34 - 0.17) - 0.085
     belly = shapes.superellipse(x, y - b * 0.62, a * 0.62, b * 0.52)
     mask = shapes.superellipse(x, y + 0.16, a * 1.2, 0.27 + 0.05 * phase)
@@ -178,19 +182,54 @@ def house(x: Field, y: Field, who) -> tuple[list[Part], Field]:
 
 
 def fish(x: Field, y: Field, who) -> tuple[list[Part], Field]:
-    """A fish: body in the body hue, fins in the trim hue."""
-    body = shapes.superellipse(x + 0.1, y, 0.68, 0.42)
-    tail = shapes.spike(y, x - 0.98, 0.42, 0.6)
-    fin = shapes.spike(x + 0.1, y + 0.3, 0.3, 0.35)
-    stripes = jnp.maximum(jnp.abs((x + 0.05) % 0.34 - 0.17) - 0.07, body + 0.03)
-    trim = paint_of_hue(who["trim_hue"])
+    """A fish, seen from its left: body, pattern and back fin are the creature's shape, pattern and ears in a fish's way.
+
+    Its tail is a fan, or a fork where a creature has a tail; fins and patterns are in the trim hue.
+    """
+    x = x + 0.14
+    shape = who["shape"].astype(int)
+    a = jnp.array([0.54, 0.6, 0.42, 0.72, 0.62])[shape] * (1 + 0.06 * who["aspect"])
+    b = jnp.array([0.46, 0.4, 0.62, 0.3, 0.46])[shape] * (1 - 0.06 * who["aspect"])
+    power = jnp.array([2.0, 4.0, 2.2, 2.2, 2.0])[shape]
+    narrow = jnp.where(shape == 4, 1.0 + 0.55 * x, 1.0)
+    body = shapes.superellipse(x, y * narrow, a, b, power)
+    skin, trim, ink = paint_of_hue(who["body_hue"], who["lightness"]), paint_of_hue(who["trim_hue"]), colour(0.1, 0.08, 0.1)
+
+    behind = x - a - 0.42
+    fan = shapes.spike(y, behind, 0.42, 0.58)
+    fork = jnp.maximum(fan, -shapes.spike(y, behind - 0.01, 0.3, 0.3))
+    size, ears, back = who["ear_size"], who["ears"], y + b
+    round_fin = jnp.maximum(shapes.circle(x, back - 0.06, 0.3 * size), -body)
+    sharp_fin = shapes.spike(x - 0.1, back - 0.12, 0.26 * size, 0.5 * size)
+    long_fin = shapes.superellipse(x - 0.05, back + 0.1 * size, 0.15 * size, 0.44 * size)
+    row = jnp.clip(jnp.round(x / 0.26), -1, 1) * 0.26
+    spines = shapes.spike(x - row, back - 0.1, 0.11, 0.36 * size)
+    stalk = shapes.segment(x, y, -0.2, 0.05 - b, -0.62, -b - 0.3 * size, 0.045)
+    lure = shapes.circle(x + 0.62, y + b + 0.3 * size, 0.14 * size)
     parts = [
-        Part(tail, trim),
-        Part(fin, trim),
-        Part(body, paint_of_hue(who["body_hue"], who["lightness"])),
-        Part(_only(who["pattern"] == 2, jnp.maximum(stripes, -x - 0.25)), trim, lined=False),
-        Part(shapes.circle(x + 0.45, y + 0.08, 0.12), colour(1, 1, 1)),
-        Part(shapes.circle(x + 0.47, y + 0.08, 0.06), colour(0.1, 0.08, 0.1), lined=False),
+        Part(jnp.where(who["tail"] == 1, fork, fan), trim),
+        Part(jnp.select([ears == 1, ears == 2, ears == 3, ears == 4], [round_fin, sharp_fin, long_fin, spines], _ABSENT), trim),
+        Part(_only(ears == 5, stalk), ink),
+        Part(_only(ears == 5, lure), trim),
+        Part(body, skin),
+    ]
+
+    phase = who["pattern_phase"]
+    marks = jnp.select(
+        [who["pattern"] == kind for kind in (1, 2, 3, 4)],
+        [
+            _spots(x, y, phase),
+            jnp.abs((x + 0.3 * phase) % 0.34 - 0.17) - 0.085,
+            shapes.superellipse(x, y - b * 0.9, a * 0.9, b * 0.85),
+            shapes.box(x + a, y, 0.42 * a + 0.08 * phase, 1.0),
+        ],
+        _ABSENT,
+    )
+    eye_x, eye_y, radius = x + a * 0.52, y + b * 0.2, 0.16 * who["eye_size"]
+    parts += [
+        Part(jnp.maximum(marks, body + 0.02), trim, lined=False),
+        Part(shapes.circle(eye_x, eye_y, radius), colour(1, 1, 1)),
+        Part(shapes.circle(eye_x + 0.02, eye_y, radius * 0.55), ink, lined=False),
     ]
     return parts, body
 

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from e4t_jax.creatures import judge_training as losses
 from e4t_jax.creatures.attributes import Record, sample_identities, sample_scenes
-from e4t_jax.creatures.judges import JUDGES, flatten_judge
+from e4t_jax.creatures.judges import JUDGES, WHO_IS_IT, flatten_judge
 from e4t_jax.creatures.pictures import as_floats, records
 from e4t_jax.creatures.renderer import IMAGE_SIZE, render
 from e4t_jax.errors import UserError
@@ -28,7 +28,12 @@ _TOGETHER = 43  # identities in a batch, three views each
 _LABELLED = 128  # pictures in a batch of the others
 _RATE = 2e-3
 # Judge -> what it learns from, and how many of them at least.
-_SOURCES = {"identity": ("identities", _TOGETHER), "scene": ("scenes", _LABELLED), "attributes": ("creatures", _LABELLED)}
+_SOURCES = {
+    "identity": ("identities", _TOGETHER),
+    "fish": ("identities", _TOGETHER),
+    "scene": ("scenes", _LABELLED),
+    "attributes": ("creatures", _LABELLED),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +41,9 @@ class JudgeSettings:
     """How the judges are trained."""
 
     identities: int = 4096
-    """Identities to learn from, six pictures each."""
+    """Identities of either class to learn from, six pictures each."""
     identity_steps: int = 2000
-    """Steps of the identity judge, at 129 pictures a step."""
+    """Steps of each identity judge, at 129 pictures a step."""
     scenes: int = 32768
     """Pictures for the scene judge to learn from, an identity each."""
     scene_steps: int = 4000
@@ -62,9 +67,10 @@ def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[.
     generator = np.random.default_rng(settings.seed)
     loss: Loss
     batches: Iterator[Any]
-    if name == "identity":
-        loss, steps = losses.identity_loss, settings.identity_steps
-        batches = _identity_batches(settings.seed, settings.identities, generator)
+    if name in WHO_IS_IT.values():
+        kind = next(kind for kind, own in WHO_IS_IT.items() if own == name)
+        loss, steps = partial(losses.identity_loss, name), settings.identity_steps
+        batches = _identity_batches(settings.seed, settings.identities, kind, generator)
     elif name == "scene":
         identities, scenes = records(settings.seed + 1, settings.scenes)
         loss, steps = partial(losses.label_loss, name), settings.scene_steps
@@ -85,9 +91,9 @@ def _fit(name: str, loss: Loss, batches: Iterator[Any], steps: int, seed: int, t
     return jax.device_get(train(run, step, state, None, lambda first: batches, key).params)
 
 
-def _identity_batches(seed: int, count: int, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _identity_batches(seed: int, count: int, kind: str, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Three views of each of some identities, and who they are."""
-    views = losses.identity_views(seed, count, _VIEWS)[0]
+    views = losses.identity_views(seed, count, _VIEWS, kind=kind)[0]
     views = views.reshape(count, _VIEWS, *views.shape[1:])
     while True:
         who = generator.choice(count, _TOGETHER, replace=False)

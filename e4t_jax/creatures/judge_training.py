@@ -11,8 +11,19 @@ import optax
 from jaxtyping import Float
 
 from e4t_jax.arrays import Array
-from e4t_jax.creatures.attributes import CONTEXTS, EARS, HATS, PATTERNS, Record, hue_word, sample_identities, sample_scenes, take
-from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, judge
+from e4t_jax.creatures.attributes import (
+    CONTEXTS,
+    EARS,
+    HATS,
+    PATTERNS,
+    Record,
+    hue_word,
+    of_class,
+    sample_identities,
+    sample_scenes,
+    take,
+)
+from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, WHO_IS_IT, judge
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.renderer import render
 
@@ -40,8 +51,11 @@ def shows_trim(identities: Record) -> np.ndarray:
     return patterned | eared | (identities["hat"] == HATS.index("scarfed"))
 
 
-def identity_views(seed: int, count: int, views: int, *, split: str = "train", **scene) -> tuple[np.ndarray, Record, Record]:
-    """`views` pictures of each of `count` creatures, uint8 `[count * views, …]`, one identity after the other."""
+def identity_views(
+    seed: int, count: int, views: int, *, split: str = "train", kind: str = "creature", **scene
+) -> tuple[np.ndarray, Record, Record]:
+    """`views` pictures of each of `count` identities of class `kind`, uint8 `[count * views, …]`, one after the other."""
+    scene |= of_class(kind)
     identities = take(sample_identities(seed, count, split=split), np.repeat(np.arange(count), views))
     scenes = sample_scenes(seed, count * views, split=split, **scene)
     return render(identities, scenes)[0], identities, scenes
@@ -67,10 +81,12 @@ def degrade(images: Float[Array, "batch h w 3"], key: jax.Array, strength: float
     return jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(images, shift)
 
 
-def identity_loss(params: dict, frozen: None, batch: tuple[Array, Array], key: jax.Array):
-    """Supervised contrastive loss (Khosla et al. 2020, arXiv 2004.11362): pictures of one identity attract, all others repel."""
+def identity_loss(name: str, params: dict, frozen: None, batch: tuple[Array, Array], key: jax.Array):
+    """Supervised contrastive loss of judge `name` (Khosla et al. 2020, arXiv 2004.11362): pictures of one identity attract, all
+    others repel.
+    """
     images, who = batch
-    vectors = JUDGES["identity"].apply({"params": params}, degrade(images, key))
+    vectors = JUDGES[name].apply({"params": params}, degrade(images, key))
     logits = vectors @ vectors.T / _TEMPERATURE
     itself = jnp.eye(len(who), dtype=bool)
     same = (who[:, None] == who[None]) & ~itself
@@ -90,32 +106,41 @@ def label_loss(name: str, params: dict, frozen: None, batch: tuple[Any, dict[str
     return total, {"loss": total}
 
 
-def identity_prototypes(params: dict, seed: int, count: int, *, split: str = "test", views: int = 8) -> np.ndarray:
-    """Unit vectors of `count` held-out identities: the mean over true renders in many contexts and styles."""
-    pictures, _, _ = identity_views(seed, count, views, split=split)
-    vectors = judge("identity", params, as_floats(pictures)).reshape(count, views, -1).mean(1)
+def identity_prototypes(
+    judges: dict[str, dict], seed: int, count: int, *, split: str = "test", kind: str = "creature", views: int = 8
+) -> np.ndarray:
+    """Unit vectors of `count` held-out identities of class `kind`: the mean over true renders in many contexts and styles."""
+    pictures, _, _ = identity_views(seed, count, views, split=split, kind=kind)
+    who = WHO_IS_IT[kind]
+    vectors = judge(who, judges[who], as_floats(pictures)).reshape(count, views, -1).mean(1)
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def validate_judges(judges: dict[str, dict], seed: int, count: int = 64, *, split: str = "test") -> dict[str, float]:
-    """Top-1 of all judges on true renders: identity among `count` held-out ones drawn in *other* contexts, scene, attributes."""
+def validate_judges(
+    judges: dict[str, dict], seed: int, count: int = 64, *, split: str = "test", kind: str = "creature"
+) -> dict[str, float]:
+    """Top-1 of the judges of class `kind` on true renders: identity among `count` held-out ones drawn in *other* contexts,
+    context and style, and of creatures their attributes.
+    """
+    who_is_it = WHO_IS_IT[kind]
     half = len(CONTEXTS) // 2
     generator = np.random.default_rng([seed, 5])
-    gallery, _, _ = identity_views(seed, count, 8, split=split, context=generator.integers(0, half, count * 8))
+    gallery, _, _ = identity_views(seed, count, 8, split=split, kind=kind, context=generator.integers(0, half, count * 8))
     who = np.repeat(np.arange(count), 4)
     elsewhere = generator.integers(half, len(CONTEXTS), len(who))
     identities = take(sample_identities(seed, count, split=split), who)
-    scenes = sample_scenes(seed + 1_000_003, len(who), split=split, context=elsewhere)
+    scenes = sample_scenes(seed + 1_000_003, len(who), split=split, context=elsewhere, **of_class(kind))
     probes = as_floats(render(identities, scenes)[0])
-    prototypes = judge("identity", judges["identity"], as_floats(gallery)).reshape(count, 8, -1).mean(1)
-    vectors = judge("identity", judges["identity"], probes)
+    prototypes = judge(who_is_it, judges[who_is_it], as_floats(gallery)).reshape(count, 8, -1).mean(1)
+    vectors = judge(who_is_it, judges[who_is_it], probes)
     scene, attributes = judge("scene", judges["scene"], probes), judge("attributes", judges["attributes"], probes)
+    labels = attribute_labels(identities) if kind == "creature" else {}
     return {
         "judge_identity_top1": float(np.mean(np.argmax(vectors @ prototypes.T, -1) == who)),
         **{
             f"judge_{head}_top1": share_right(scene[head], label) for head, label in scene_labels(scenes).items() if head != "class"
         },
-        **{f"judge_{head}_top1": share_right(attributes[head], label) for head, label in attribute_labels(identities).items()},
+        **{f"judge_{head}_top1": share_right(attributes[head], label) for head, label in labels.items()},
     }
 
 

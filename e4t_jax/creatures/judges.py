@@ -2,7 +2,8 @@
 
 All look at 32 by 32 RGB pictures in [-1, 1]; the method never sees them. The identity judge maps a picture to a unit vector,
 near for two pictures of one identity whatever their context, style and pose; the scene judge classifies class, context and
-style; the attribute judge reads off a creature each of the attributes that captions have words for.
+style; the attribute judge reads off a creature each of the attributes that captions have words for. Fish have an identity
+judge of their own.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ JUDGES: dict[str, nn.Module] = {
     "identity": IdentityJudge(),
     "scene": Classifier(tuple(SCENE_HEADS.items())),
     "attributes": Classifier(tuple(ATTRIBUTE_HEADS.items()), (32, 64, 128, 128)),
+    "fish": IdentityJudge(),
 }
+WHO_IS_IT = {"creature": "identity", "fish": "fish"}  # class -> the judge of its identities
 
 
 @partial(jax.jit, static_argnames="name")

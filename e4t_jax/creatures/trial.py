@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from e4t_jax.concept import Concept, load_concept, save_concept
-from e4t_jax.creatures.attributes import CONTEXTS, STYLES, Record, sample_identities, sample_scenes, take
+from e4t_jax.creatures.attributes import CONTEXTS, STYLES, Record, of_class, sample_identities, sample_scenes, take
 from e4t_jax.creatures.captions import sentence
 from e4t_jax.creatures.judge_training import attribute_labels, identity_prototypes, share_right
-from e4t_jax.creatures.judges import judge
+from e4t_jax.creatures.judges import WHO_IS_IT, judge
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.renderer import render
 from e4t_jax.data.images import encode_png
 from e4t_jax.domain import Domain, Track
+from e4t_jax.errors import UserError
 from e4t_jax.evaluation.metrics import Drawn, edge_energy, measure
 from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.storage import write_file
@@ -38,6 +39,7 @@ class Trial:
 
     seed: int
     split: str
+    kind: str  # the class of what is shown
     identities: Record
     pictures: UInt8[np.ndarray, "concepts h w 3"]
     masks: UInt8[np.ndarray, "concepts h w"]
@@ -62,13 +64,22 @@ class Trial:
         count, prompts = len(self.pictures), len(self.contexts)
         rows = np.repeat(np.arange(count), prompts)
         contexts, styles = np.tile(self.contexts, count), np.tile(self.styles, count)
-        scenes = sample_scenes(self.seed + 2_000_003, len(rows), split=self.split, context=contexts, style=styles)
+        scenes = sample_scenes(
+            self.seed + 2_000_003, len(rows), split=self.split, context=contexts, style=styles, **of_class(self.kind)
+        )
         pictures = render(take(self.identities, rows), scenes)[0]
         return pictures.reshape(count, prompts, *pictures.shape[1:])
 
 
-def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test", any_style: bool = False) -> Trial:
-    """`count` identities of a seed, a picture of each (a photo, or in any style), prompts in contexts that none of them shows."""
+def held_out(
+    seed: int, count: int, prompts: int = 4, *, split: str = "test", any_style: bool = False, kind: str = "creature"
+) -> Trial:
+    """`count` identities of a seed, a picture of each (a photo, or in any style), prompts in contexts that none of them shows.
+
+    Errors: `UserError` for a class that no judge tells apart.
+    """
+    if kind not in WHO_IS_IT:
+        raise UserError(f"No judge tells one {kind} from another; only of {', '.join(WHO_IS_IT)} can a likeness be measured.")
     generator = np.random.default_rng([seed, 9])
     order = generator.permutation(len(CONTEXTS))
     asked = np.resize(order[: min(prompts, len(CONTEXTS) - 2)], prompts)
@@ -76,10 +87,10 @@ def held_out(seed: int, count: int, prompts: int = 4, *, split: str = "test", an
     styles = np.resize(generator.permutation(len(STYLES)), prompts)
     shown = generator.integers(0, len(STYLES), count) if any_style else np.zeros(count, int)
     identities = take(sample_identities(seed, max(count, GALLERY), split=split), slice(0, count))
-    scenes = sample_scenes(seed, count, split=split, context=given, style=shown)
+    scenes = sample_scenes(seed, count, split=split, context=given, style=shown, **of_class(kind))
     pictures, masks = render(identities, scenes)
     captions = [sentence(int(style), PLACEHOLDER, int(place), [], named=True) for style, place in zip(shown, given, strict=True)]
-    return Trial(seed, split, identities, pictures, masks, captions, asked, styles)
+    return Trial(seed, split, kind, identities, pictures, masks, captions, asked, styles)
 
 
 def write_pictures(trial: Trial, folder: Path, given: str) -> list[Path]:
@@ -129,22 +140,27 @@ def judge_pictures(
     count, prompts = images.shape[:2]
     flat = as_floats(images.reshape(-1, *images.shape[2:]))
     who = np.repeat(np.arange(count), prompts)
-    prototypes = identity_prototypes(judges["identity"], trial.seed, max(count, GALLERY), split=trial.split)
-    likeness = judge("identity", judges["identity"], flat) @ prototypes.T
-    scene, attributes = judge("scene", judges["scene"], flat), judge("attributes", judges["attributes"], flat)
-    labels = attribute_labels(take(trial.identities, who))
-    # Of few creatures, none may have a trim to see.
-    survive = {name: share_right(attributes[name], label) for name, label in labels.items() if (label >= 0).any()}
+    prototypes = identity_prototypes(judges, trial.seed, max(count, GALLERY), split=trial.split, kind=trial.kind)
+    likeness = judge(WHO_IS_IT[trial.kind], judges[WHO_IS_IT[trial.kind]], flat) @ prototypes.T
+    scene = judge("scene", judges["scene"], flat)
     return {
         "identity_top1": float(np.mean(np.argmax(likeness, -1) == who)),
         "identity_similarity": float(np.mean(likeness[np.arange(len(who)), who])),
         "context_top1": share_right(scene["context"], np.tile(trial.contexts, count)),
         "style_top1": share_right(scene["style"], np.tile(trial.styles, count)),
         **measure(Drawn(domain, images, trial.pictures, trial.prompts)),
-        "attributes_mean": float(np.mean(list(survive.values()))),
-        "attributes": survive,
+        **(surviving_attributes(judges["attributes"], take(trial.identities, who), flat) if trial.kind == "creature" else {}),
         "sharpness": sharpness(trial, images),
     }
+
+
+def surviving_attributes(params: dict, identities: Record, pictures: Float[np.ndarray, "pictures h w 3"]) -> dict[str, Any]:
+    """For every attribute the share of pictures in which the judge reads that of their creature, and the mean over all."""
+    seen = judge("attributes", params, pictures)
+    # Of few creatures, none may have a trim to see.
+    labels = {name: label for name, label in attribute_labels(identities).items() if (label >= 0).any()}
+    survive = {name: share_right(seen[name], label) for name, label in labels.items()}
+    return {"attributes_mean": float(np.mean(list(survive.values()))), "attributes": survive}
 
 
 def sharpness(trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> dict[str, float]:

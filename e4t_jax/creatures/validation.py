@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from e4t_jax.creatures.judge_training import identity_prototypes, share_right
-from e4t_jax.creatures.judges import judge, load_judges
+from e4t_jax.creatures.judges import WHO_IS_IT, judge, load_judges
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.renderer import IMAGE_SIZE
 from e4t_jax.creatures.trial import GALLERY, held_out
@@ -24,11 +24,11 @@ def look_at_validation(domain: Domain) -> Look:
 
     Errors: as `looks.draw_samples`.
     """
-    trial, judges = held_out(_SEED, _IDENTITIES, _PROMPTS, split="validation"), load_judges()
+    trial, judges = held_out(_SEED, _IDENTITIES, _PROMPTS, split="validation", kind=domain.domain_token), load_judges()
     drawn = _as_large(draw_samples(domain, list(trial.pictures), trial.prompts))
     flat, who = as_floats(drawn.reshape(-1, *drawn.shape[2:])), np.repeat(np.arange(_IDENTITIES), _PROMPTS)
-    prototypes = identity_prototypes(judges["identity"], _SEED, GALLERY, split="validation")
-    likeness = judge("identity", judges["identity"], flat) @ prototypes.T
+    prototypes = identity_prototypes(judges, _SEED, GALLERY, split="validation", kind=trial.kind)
+    likeness = judge(WHO_IS_IT[trial.kind], judges[WHO_IS_IT[trial.kind]], flat) @ prototypes.T
     figures = {
         "validation_identity_similarity": float(np.mean(likeness[np.arange(len(who)), who])),
         "validation_identity_top1": share_right(likeness, who),

@@ -12,6 +12,7 @@ from e4t_jax.creatures.attributes import (
     CONTEXTS,
     STYLES,
     hue_word,
+    of_class,
     sample_identities,
     sample_relatives,
     sample_scenes,
@@ -219,6 +220,33 @@ def test_dataset_mistakes_are_named(tmp_path):
         as_source("dev", tmp_path)
     with pytest.raises(UserError, match="at least one"):
         CreaturesConfig(train=0)
+    with pytest.raises(UserError, match="choose creature, house, fish, tree"):
+        CreaturesConfig(kind="boat")
+
+
+def test_the_second_domain_shows_fish(tmp_path):
+    """Row i is identity i as a fish, under the caption that its creature has; the two lie side by side."""
+    sizes = {"seed": 9, "train": 2, "validation": 2, "test": 2}
+    fish = as_source("test", tmp_path, CreaturesConfig(**sizes, kind="fish"))
+    creatures = as_source("test", tmp_path, CreaturesConfig(**sizes))
+    images, masks = render(sample_identities(9, 2, split="test"), sample_scenes(9, 2, split="test", **of_class("fish")))
+    for row in range(2):
+        assert (fish[row]["image"] == images[row]).all() and (fish[row]["mask"][..., 0] == masks[row]).all()
+        assert (creatures[row]["image"] != images[row]).any() and creatures[row]["caption"] == fish[row]["caption"]
+
+
+def test_captions_of_fish_say_what_shows(tokenizer):
+    """An attribute is spoken of where it changes the picture of a fish, and nowhere else."""
+    count = 300
+    identities, scenes = sample_identities(3, count), sample_scenes(3, count, **of_class("fish"))
+    weights = write_captions(tokenizer, identities, scenes, 3, compounds=1).weights
+    everything = write_captions(tokenizer, identities, sample_scenes(3, count), 3, compounds=1).weights
+    parts = {"shape": 3, "eyes": 4, "ears": 5, "pattern": 8, "mouth": 9, "hat": 10, "cheeks": 11, "feet": 12, "tail": 13}
+    pictures = render(identities, scenes)[0].astype(int)
+    for name, part in parts.items():
+        others = identities | {name: np.roll(identities[name], 1)}
+        assert (pictures != render(others, scenes)[0]).any() == weights[:, part].any(), name
+        assert everything[:, part].any(), name
 
 
 def test_look_alikes_differ_in_who_they_show_alone():
