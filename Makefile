@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
 
-.PHONY: setup demo test test-fast test-full fuzz test-newest wheel lint base judges pretrain evaluate bench clean
+.PHONY: setup demo test test-fast test-full fuzz newest test-newest wheel lint base judges pretrain pretrain-fish evaluate bench clean
 
 setup: $(STAMP)
 
@@ -36,12 +36,15 @@ fuzz: .venv/.tested ## odd inputs, damaged files and killed runs for as long as 
 		tests/test_fuzz.py tests/test_storage.py tests/training/test_checkpoints.py tests/training/test_killed_runs.py
 	$(BIN)/python tests/odd_inputs.py $$(date +%s)
 
-test-newest: ## the tests without pins and without PyTorch, on the newest Python: what a user installs today
-	test -n "$(NEWEST)" || { echo "No Python 3.13 was found; name one: make test-newest NEWEST=python3.13"; exit 1; }
+newest: ## print the newest Python there is, 3.13 or later
+	@test -n "$(NEWEST)" || { echo "No Python 3.13 was found; name one: make test-newest NEWEST=python3.13" >&2; exit 1; }
+	@echo "$(NEWEST)"
+
+test-newest: newest ## the tests without pins and without PyTorch, on that Python: what a user installs today; FAST=1: what compiles little
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[test-newest]"
 	.venv-newest/bin/python -m pip check
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(if $(FAST),-m "not slow and not compiles")
 
 wheel: setup ## build the package, install it elsewhere, use it from an empty folder
 	rm -rf build dist .venv-wheel
@@ -63,6 +66,10 @@ judges: setup ## train the embedded world's judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
 	$(BIN)/python -m train.pretrain --out e4t_jax/creatures/assets/creatures --resume \
+		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
+
+pretrain-fish: setup ## pretrain a second domain by the same recipe: fish, in outputs/fish; then infer.evaluate --domain outputs/fish
+	$(BIN)/python -m train.pretrain --data fish --domain-token fish --out outputs/fish --resume \
 		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
 
 bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes

@@ -73,12 +73,12 @@ def load_tokenizer(folder: Path, length: int, vocabulary: int) -> PreTrainedToke
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).exists():
             read_json(folder / name)
-    if whole.exists() and not (vocab.exists() and merges.exists()):
+    if whole.exists():  # newer libraries read it even where the others are
         model = read_json(whole).get("model")
         model = model if isinstance(model, dict) else {}
         _check_words(whole, model.get("vocab"), whole, _pairs(model.get("merges")))
-        kind = CLIPTokenizerFast
-    else:
+    kind = CLIPTokenizerFast
+    if not whole.exists() or (vocab.exists() and merges.exists()):
         _check_words(vocab, read_json(vocab), merges, _read_merges(merges))
         kind = CLIPTokenizer
     try:

@@ -33,7 +33,7 @@ class Config(NetworkCommand):
     attention: Literal["auto", "xla"] = "auto"
     """The platform's own attention kernel where it has one, or the plain form everywhere."""
     data: str = "creatures"
-    """Pictures: creatures, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
+    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
     work: Path | None = None
     """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
     resume: bool = False

@@ -38,7 +38,7 @@ def test_a_tokenizer_in_one_file_is_read_and_written_again(folder, tmp_path):
     whole.save_pretrained(folder / "tokenizer")
     without_checksums(folder)
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json"):
-        (folder / "tokenizer" / name).unlink()
+        (folder / "tokenizer" / name).unlink(missing_ok=name == "special_tokens_map.json")  # which newer libraries leave out
     again, _ = bases.load_base(str(folder))
     assert again.tokenizer(text).input_ids == ids
     prompts = ["a photo of *s in the snow", "*S"]
@@ -76,6 +76,7 @@ def test_a_tokenizer_in_one_file_is_read_and_written_again(folder, tmp_path):
 def test_what_is_wrong_with_a_tokenizer_is_one_line(folder, name, content, said):
     without_checksums(folder)
     path = folder / "tokenizer" / name
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)  # newer libraries write it too, and it stands for both
     path.write_bytes(content) if content is not None else path.unlink()
     assert_one_line(folder, said)
 

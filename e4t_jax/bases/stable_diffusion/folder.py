@@ -80,7 +80,8 @@ def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: An
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", base.scheduler.get("_class_name", "DDIMScheduler")],
     }
-    sealed = [path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in ("vocab.json", "merges.txt")]
+    words = ("vocab.json", "merges.txt", "tokenizer.json")
+    sealed = [path for path in folder.rglob("*") if path.suffix == ".safetensors" or path.name in words]
     index[CHECKSUMS] = {path.relative_to(folder).as_posix(): file_digest(path) for path in sealed}
     write_json(folder / INDEX, index)
 
