@@ -110,7 +110,7 @@ def write_cache(folder: Path, count: int) -> None:
             yield to_record(row, "")
 
     shard = write_shard(folder / "rows-00000.array_record", records())
-    what = {"base": "", "parts": {}, "clip_features": "layers", "image_size": SIZE, "data": "noise", "pictures": count, "broken": 0}
+    what = {"base": "", "clip_features": "layers", "image_size": SIZE, "data": "noise", "pictures": count, "broken": 0}
     how = {"views": 1, "dtype": "float16", "computed_in": "float32", "shapes": SHAPES, "shards": [shard]}
     (folder / MANIFEST).write_text(Manifest(**what, **how).to_json())
 

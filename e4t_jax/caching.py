@@ -25,14 +25,14 @@ from e4t_jax.domain_files import base_fingerprint
 from e4t_jax.encode import Encoders, encode_pictures
 from e4t_jax.errors import UserError
 from e4t_jax.ranges import check_ranges
-from e4t_jax.storage import check_writable, fingerprint, write_file
+from e4t_jax.storage import check_writable, write_file
 from e4t_jax.training.distributed import is_first, largest_of_all, share_of
 from e4t_jax.training.parallel import layout
 
 if TYPE_CHECKING:
     import grain.python as grain
 
-READ_BY_RUNS = ("unet", "text_encoder")  # the parts of a base that a run on a cache loads
+READ_BY_RUNS = ("unet", "text_encoder")  # the parts of a base that a run on a cache needs
 _SHARD_ROWS = 4096
 
 
@@ -111,7 +111,6 @@ def cache(
     count = int(largest_of_all(broken.marks(len(pictures))).sum())
     manifest = Manifest(
         base=base_fingerprint(params),
-        parts={part: fingerprint(params[part]) for part in READ_BY_RUNS},
         clip_features=settings.clip_features,
         image_size=model.image_size,
         data=data,

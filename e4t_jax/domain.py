@@ -277,6 +277,7 @@ class Tuning:
         pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
         facts = {**dataclasses.asdict(self.recipe), "seed": self.settings.seed, "caption": caption}
         facts |= {"domain": self.domain.fingerprint, "pixels": pixels, "template": self.domain.template}
+        facts |= {"dtype": self.domain.base.dtype}
         return digest(to_json(facts).encode())
 
 

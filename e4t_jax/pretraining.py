@@ -26,7 +26,7 @@ from e4t_jax.looks import look_at
 from e4t_jax.objective import Trainable, make_method
 from e4t_jax.prompts import scene_captions, templates, tokenize
 from e4t_jax.ranges import check_ranges
-from e4t_jax.storage import check_writable, fingerprint
+from e4t_jax.storage import check_writable
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.distributed import is_first, largest_of_all, share_of
 from e4t_jax.training.parallel import layout
@@ -103,17 +103,17 @@ def pretrain(
     prompts = templates(domain.template)
     scene_captions(domain.template)
     cached = data.startswith("cache:")
-    model, params = load_base(base, image_encoder, parts=READ_BY_RUNS if cached else None, **(policy or {}))
+    model, params = load_base(base, image_encoder, **(policy or {}))
     method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
     broken = Broken(say)
     read = partial(open_pictures, data, model.image_size, Path(work) / "data")
     held_out = settings.held_out
     pictures = read(broken, Split(held_out, validation=False) if held_out else None)
     held = read(Broken(say), Split(held_out, validation=True)) if held_out else None
+    made_of = base_fingerprint(params)
     if cached:
-        made_of = _check_cache(Path(data.removeprefix("cache:")), params, domain.clip_features, model.image_size)
-    else:
-        made_of = base_fingerprint(params)
+        _check_cache(Path(data.removeprefix("cache:")), made_of, domain.clip_features, model.image_size)
+        params = {part: params[part] for part in READ_BY_RUNS}  # the rest, which no step needs, makes room
     words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
     rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
     rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
@@ -195,8 +195,6 @@ def pretrain(
         say(f"{count} of the {len(pictures)} pictures of {data} could not be read and were skipped.")
     if cached:  # a domain draws, too: what no step needed is read now
         model, params = load_base(base, image_encoder, **(policy or {}))
-        if base_fingerprint(params) != made_of:
-            raise UserError(f"{data} was made with another VAE or image encoder; give that base, or make a cache with it.", "data")
     return learned(params, trainable)
 
 
@@ -204,10 +202,8 @@ def _first_of(pictures: grain.MapDataset) -> np.ndarray:
     return np.stack([pictures[row]["image"] for row in range(min(_SAMPLED, len(pictures)))])
 
 
-def _check_cache(folder: Path, params: Params, clip_features: str, image_size: int) -> str:
-    """The fingerprint of the base that a cache was made with, which is this one; every process verifies its share of the shards."""
+def _check_cache(folder: Path, base: str, clip_features: str, image_size: int) -> None:
+    """A cache was made with this base, and is whole: every process verifies its share of the shards."""
     rows = CachedRows(folder)
-    own = {part: fingerprint(params[part]) for part in READ_BY_RUNS}
-    check_made_for(folder, rows.manifest, own, clip_features, image_size)
+    check_made_for(folder, rows.manifest, base, clip_features, image_size)
     rows.check(share_of(range(len(rows.paths))))
-    return rows.manifest.base

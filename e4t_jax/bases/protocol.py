@@ -40,6 +40,8 @@ class Base(Protocol):
     def clip_width(self) -> int: ...  # of a state of φ_clip
     @property
     def feature_width(self) -> int: ...  # of φ_unet
+    @property
+    def dtype(self) -> str: ...  # of the computation
 
     def with_policy(self, **changes: Any) -> Base: ...  # computed otherwise (dtype, remat), with the same weights
     def encode(self, vae: Params, images: Float[Array, "b h w 3"], key: PRNGKeyArray | None = None) -> Float[Array, "b y x c"]: ...

@@ -5,7 +5,7 @@ Another architecture is a folder beside `stable_diffusion` and a line in `ARCHIT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,32 +30,29 @@ _RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-def load_base(
-    name: str, image_encoder: str | None = None, *, parts: Sequence[str] | None = None, **policy: Any
-) -> tuple[Base, Params]:
+def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
 
     `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
     "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute, where not in float32:
-    `dtype="bfloat16"`, `remat="blocks"`. Of the weights only `parts` are read, where given.
+    `dtype="bfloat16"`, `remat="blocks"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """
-    base, params = _find_base(name, image_encoder, parts)
+    base, params = _find_base(name, image_encoder)
     return base.with_policy(**policy) if policy else base, params
 
 
-def _find_base(name: str, image_encoder: str | None, parts: Sequence[str] | None) -> tuple[Base, Params]:
+def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
     if name.startswith(_RANDOM):
-        base, params = random_base(name, image_encoder)
-        return base, {part: params[part] for part in parts or params}
+        return random_base(name, image_encoder)
     shipped = registry.find("base", name)
     folder = shipped() if shipped else find_folder(name, "base")
     own = (folder / "image_encoder" / "config.json").exists()
     if own and image_encoder is None:
-        return _open_folder(folder, None, parts)
+        return _open_folder(folder, None)
     # Asked for when the base was found to be whole: a folder that is none makes no connection.
-    return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER), parts)
+    return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER))
 
 
 def local_folder(name: str) -> Path | None:
@@ -88,11 +85,11 @@ def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
     return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
-def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None, parts: Sequence[str] | None) -> tuple[Base, Params]:
+def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
     target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")
     if target is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
-    return registry.load(target)(folder, image_encoder=image_encoder, parts=parts)
+    return registry.load(target)(folder, image_encoder=image_encoder)

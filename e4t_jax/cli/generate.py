@@ -94,5 +94,5 @@ def _generate(config: Config) -> None:
 
 def _origin(config: Config, concept: Path, domain: Domain) -> str:
     """A checksum of all that a concept's pictures follow from."""
-    facts = {**dataclasses.asdict(config.drawing), "prompts": config.prompts, "domain": domain.fingerprint}
+    facts = {**dataclasses.asdict(config.drawing), "prompts": config.prompts, "domain": domain.fingerprint, "dtype": config.dtype}
     return digest(to_json({**facts, "concept": file_digest(concept)}).encode())

@@ -33,7 +33,6 @@ class Manifest:
     """What a cache is."""
 
     base: str  # fingerprint of all four parts of the base
-    parts: dict[str, str]  # fingerprints of those that a run on the cache loads
     clip_features: str
     image_size: int  # pixels
     data: str  # what was encoded
@@ -68,14 +67,14 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{name: facts[name] for name in fields})
 
 
-def check_made_for(folder: Path, manifest: Manifest, parts: Mapping[str, str], clip_features: str, image_size: int) -> None:
+def check_made_for(folder: Path, manifest: Manifest, base: str, clip_features: str, image_size: int) -> None:
     """Errors: `UserError` when a cache was made with another base, another φ_clip or another size than a run's."""
     wanted = {"clip_features": clip_features, "image_size": image_size}
     for name, value in wanted.items():
         if getattr(manifest, name) != value:
             made = getattr(manifest, name)
             raise UserError(f"cache:{folder} was made with {name} = {made!r}, not {value!r}; make one for this run.", "data")
-    if manifest.parts != parts:
+    if manifest.base != base:
         raise UserError(f"cache:{folder} was made with another base; give that base, or make a cache with this one.", "data")
 
 

@@ -86,6 +86,8 @@ def test_what_is_broken_fails_alone_and_resuming_does_the_rest(tiny_world, tmp_p
     before = (drawn / "0_0.png").stat().st_mtime_ns
     draw_into(drawn, tiny_world, concepts, resume=True)
     assert before == (drawn / "0_0.png").stat().st_mtime_ns
+    draw_into(drawn, tiny_world, concepts, resume=True, dtype="bfloat16")
+    assert before < (drawn / "0_0.png").stat().st_mtime_ns, "computed in another dtype, it is another picture"
     assert len(contents(drawn, ".png")) == 7
 
 

@@ -123,6 +123,11 @@ class StableDiffusion:
         z_t, t = jax.ShapeDtypeStruct((1, *self.latent_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
         return jax.eval_shape(self.features, self.param_shapes()["unet"], z_t, t, text).shape[-1]
 
+    @property
+    def dtype(self) -> str:
+        """What the networks compute in."""
+        return self.policy.dtype
+
     def with_policy(self, **changes: Any) -> StableDiffusion:
         """The same model computed otherwise: single fields of `Policy`."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **changes))

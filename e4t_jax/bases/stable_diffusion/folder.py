@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,8 @@ def load_folder(
     folder: Path,
     dtype: Any = jnp.float32,
     image_encoder: Path | Callable[[], Path] | None = None,
-    *,
-    parts: Sequence[str] | None = None,
 ) -> tuple[StableDiffusion, Params]:
-    """Reads a base from a diffusers folder, tensor by tensor, as `dtype`; of the weights `parts`, or all where not given.
+    """Reads a base from a diffusers folder, tensor by tensor, as `dtype`.
 
     `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
     finds one: it is not asked before all else in the folder was found to be there.
@@ -138,7 +136,7 @@ def load_folder(
         weights["image_encoder"] = open_weights(where, "image_encoder")
     base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer)
     shapes = base.param_shapes()
-    return base, {part: fill_part(weights[part], part, shapes[part], dtype) for part in parts or STEMS}
+    return base, {part: fill_part(weights[part], part, shapes[part], dtype) for part in STEMS}
 
 
 def _verify(folder: Path, index: Mapping[str, Any]) -> None:
