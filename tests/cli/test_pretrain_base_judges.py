@@ -123,4 +123,4 @@ def test_judges_are_trained_and_written(tmp_path):
 
     steps = {"identity_steps": 2, "scene_steps": 2, "attribute_steps": 2}
     judges.main(judges.Config(tmp_path, training=JudgeSettings(identities=64, scenes=256, creatures=256, **steps)))
-    assert set(load_judges(tmp_path)) == {"identity", "scene", "attributes"}
+    assert set(load_judges(tmp_path)) == {"identity", "scene", "attributes", "fish"}
