@@ -61,7 +61,7 @@ def child() -> None:
     tune = jax.jit(tune_one)
 
     def tuning(scope):
-        rates = {"learning_rate": 0.05, "word_rate": 0.2, "regularisation": 1e-4}
+        rates = {"learning_rate": 0.05, "word_rate": 0.08, "regularisation": 1e-4}
         settings = Settings(scope=scope, steps=5, batch_size=16, **rates)
         return lambda: tune(method, frozen, views, prompts, keys[2], settings)
 

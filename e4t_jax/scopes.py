@@ -31,7 +31,7 @@ class Scope:
 
 
 SCOPES: dict[str, Scope] = {
-    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.2, follow_features=False, bits=(4, 5)),
+    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.08, follow_features=False, bits=(4, 5)),
     "head": Scope(rank=3, learning_rate=0.05, encoder=True),
     "full": Scope(rank=3, learning_rate=0.02, encoder=True, unet=True),
 }
