@@ -75,6 +75,8 @@ def cache(
     check_ranges(settings)
     where = layout(devices=jax.local_devices())
     where.check_divides(settings.batch_size)
+    if data.startswith("cache:"):
+        raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
     if (out / MANIFEST).exists():
         raise UserError(f"{out} holds a cache already; give another folder.", "out")
     if is_first():

@@ -201,6 +201,12 @@ def test_a_folder_that_holds_a_cache_is_not_written_again(world, kept):
         cache(str(world.base), f"folder:{world.pictures}", kept)
 
 
+def test_a_cache_is_made_of_pictures_not_of_a_cache(world, kept, tmp_path):
+    with pytest.raises(UserError, match=r"data: cache:.* is encoded already; give pictures: .*folder:DIR"):
+        cache(str(world.base), f"cache:{kept}", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.compiles
 def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
     """Fewer operations, fewer bytes moved and smaller arguments than with pictures, whose encoders it does not take."""

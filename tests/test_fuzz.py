@@ -233,7 +233,8 @@ def odd_call(data, right, options):
             at if at is None else next((i for i in range(at + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
         )
         if how == "drop" and at is not None:
-            del arguments[at:end]
+            # Without --data a command draws 32,768 pictures of the drawn world, rightly.
+            arguments[at:end] = [] if name != "data" else [flag, "folder:nowhere"]
         elif how == "bare":
             arguments.append(flag)
         elif how == "set" and at is not None:

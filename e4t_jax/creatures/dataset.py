@@ -105,9 +105,9 @@ def prepare(data_dir: str | Path, config: CreaturesConfig | None = None) -> Crea
 
     Errors: `UserError` when the folder cannot be written.
     """
-    if config is not None:  # TFDS takes an equal config of its own for another of the same name
-        config = Creatures.builder_configs.get(config.name, config)
-    builder = Creatures(data_dir=str(check_writable(Path(data_dir), argument="work")), config=config, file_format="array_record")
+    # By its name, where TFDS knows the config: it takes an equal one for another of the same name, a copy in a worker process too.
+    known = config.name if config is not None and config.name in Creatures.builder_configs else config
+    builder = Creatures(data_dir=str(check_writable(Path(data_dir), argument="work")), config=known, file_format="array_record")
     builder.download_and_prepare()
     return builder
 

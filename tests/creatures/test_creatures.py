@@ -1,5 +1,6 @@
 """The drawn world: pictures, captions, tokenizer and dataset say the same of every (identity, scene)."""
 
+import pickle
 import subprocess
 import sys
 
@@ -213,6 +214,15 @@ def test_the_default_dataset_is_the_same_however_it_is_asked_for(tmp_path, monke
     monkeypatch.setattr(Creatures, "download_and_prepare", lambda self: None)
     asked, default = prepare(tmp_path, CreaturesConfig()), prepare(tmp_path)
     assert asked.builder_config == default.builder_config and asked.data_dir == default.data_dir
+
+
+@pytest.mark.parametrize("kind", ["creature", "fish"])
+def test_workers_of_their_own_read_the_same_dataset(tmp_path, monkeypatch, kind):
+    """What is read in other processes goes there by pickling."""
+    monkeypatch.setattr(Creatures, "download_and_prepare", lambda self: None)
+    here = prepare(tmp_path, CreaturesConfig(kind=kind))
+    there = pickle.loads(pickle.dumps(here))
+    assert there.builder_config == here.builder_config and there.data_dir == here.data_dir
 
 
 def test_dataset_mistakes_are_named(tmp_path):
