@@ -66,9 +66,9 @@ judges: setup ## train the embedded world's judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
 	$(BIN)/python -m train.pretrain --out e4t_jax/creatures/assets/creatures --resume \
-		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
+		--steps 5000 --batch-size 64 --regularisation 1e-4 --clip-features tokens
 
-pretrain-fish: setup ## pretrain a second domain by the same recipe: fish, in outputs/fish; then infer.evaluate --domain outputs/fish
+pretrain-fish: setup ## pretrain a second domain by the same recipe, in half an hour: fish, in outputs/fish; then infer.evaluate --domain outputs/fish
 	$(BIN)/python -m train.pretrain --data fish --domain-token fish --out outputs/fish --resume \
 		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
 

@@ -35,6 +35,12 @@ def forget_compiled_programs():
     return_freed_memory()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compile_lightly(request):
+    """Tiny programs take longer to optimise than to run; a module whose programs compute for long says `OPTIMISED = True`."""
+    jax.config.update("jax_disable_most_optimizations", not getattr(request.module, "OPTIMISED", False))
+
+
 @pytest.fixture(autouse=True)
 def keep_what_is_compiling_small():
     """The compiler's scratch memory, too, piles up over the tests of a module; of many programs, those before are forgotten."""

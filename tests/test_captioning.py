@@ -13,6 +13,8 @@ from e4t_jax.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Trainable, e4t_loss_at
 from e4t_jax.prompts import SCENES, TEMPLATES, scene_captions
 
+OPTIMISED = True  # the shipped domain computes for long
+
 
 @pytest.mark.compiles
 def test_errors_are_the_losses_of_the_captions(domain, concept_batch):

@@ -9,6 +9,8 @@ from e4t_jax.creatures.trial import held_out
 from e4t_jax.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
 
+OPTIMISED = True  # the shipped domain computes for long
+
 pytestmark = pytest.mark.compiles
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+OPTIMISED = True  # the shipped domain computes for long
+
 
 @pytest.mark.compiles
 def test_evaluate_and_demo_write_what_they_promise(tmp_path):

@@ -1,0 +1,64 @@
+"""Pretraining takes the same steps however a batch is split over devices, mesh axes and parts."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from e4t_jax.training import parallel
+from e4t_jax.training.loop import init_state, read
+from e4t_jax.training.parallel import layout
+from e4t_jax.training.pretrain import compile_step, given_of, init_trainable
+
+OPTIMISED = True  # sums of other orders differ by less where they are vectorised, as they are for a user
+
+WAYS = {"jit": {}, "fsdp": {"fsdp": 2}, "pmap": {"parallel": "pmap"}, "parts": {"accumulate": 2}}
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def take_steps(domain, rows, monkeypatch_module):
+    """Three steps, with masks of which one half of the batch has far less: (losses, weights)."""
+    monkeypatch_module.setattr(parallel, "_SMALL", 64)  # so that "fsdp" splits what a tiny domain has
+
+    def take(devices, *, accumulate=1, **ways):
+        where, tx, key = layout(**ways, devices=devices), optax.sgd(0.3, momentum=0.0), jax.random.key(0)
+        step = compile_step(domain.method, "layers", tx, 0.01, where, accumulate)
+        state = where.place(jax.device_get(init_state(init_trainable(domain.method, key), tx)))
+        given = where.place(jax.device_get(given_of(domain.params)))
+        for tree in (state.params, state.moments, given):
+            split = any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(tree))
+            assert split == (where.mesh.shape["fsdp"] > 1)
+        few = np.where(np.arange(4) < 2, 0.05, 1.0).astype(np.float32)[:, None, None]
+        batch, losses = where.place_rows({**rows, "mask": rows["mask"] * few}), []
+        for _ in range(3):
+            state, metrics = step(state, given, batch, key)
+            losses.append(float(np.mean(read(metrics["loss"]))))
+        return losses, where.unplace(state.params)
+
+    return take
+
+
+@pytest.fixture(scope="module")
+def on_one_device(take_steps):
+    return take_steps(jax.devices()[:1])
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("way", WAYS)
+def test_the_numbers_do_not_depend_on_how_a_batch_is_split(domain, take_steps, on_one_device, way):
+    """Losses, and every leaf's way, after three steps on two devices against those on one; relative 1e-4.
+
+    By plain descent: Adam makes steps of one length even of gradients that are rounding alone.
+    """
+    losses, weights = take_steps(jax.devices()[:2], **WAYS[way])
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-4)
+    begin = jax.tree.leaves(init_trainable(domain.method, jax.random.key(0)))
+    for first, one, other in zip(begin, jax.tree.leaves(on_one_device[1]), jax.tree.leaves(weights), strict=True):
+        rounding = 1e-6 * np.linalg.norm(one)
+        assert np.linalg.norm(one - other) <= 1e-4 * np.linalg.norm(one - first) + rounding
