@@ -25,14 +25,14 @@ from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
 
 _VIEWS = 6
 _TOGETHER = 43  # identities in a batch, three views each
-_LABELLED = 128  # pictures in a batch of the others
+_SCENES, _CREATURES = 128, 256  # pictures in a batch of the others
 _RATE = 2e-3
 # Judge -> what it learns from, and how many of them at least.
 _SOURCES = {
     "identity": ("identities", _TOGETHER),
     "fish": ("identities", _TOGETHER),
-    "scene": ("scenes", _LABELLED),
-    "attributes": ("creatures", _LABELLED),
+    "scene": ("scenes", _SCENES),
+    "attributes": ("creatures", _CREATURES),
 }
 
 
@@ -48,10 +48,10 @@ class JudgeSettings:
     """Pictures for the scene judge to learn from, an identity each."""
     scene_steps: int = 4000
     """Steps of the scene judge, at 128 pictures a step."""
-    creatures: int = 262144
+    creatures: int = 524288
     """Pictures for the attribute judge to learn from, an identity each."""
-    attribute_steps: int = 20000
-    """Steps of the attribute judge, at 128 pictures a step."""
+    attribute_steps: int = 36000
+    """Steps of the attribute judge, at 256 pictures a step."""
     seed: int = 77
     """Seed of the weights, the pictures and the order of training."""
 
@@ -74,12 +74,12 @@ def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[.
     elif name == "scene":
         identities, scenes = records(settings.seed + 1, settings.scenes)
         loss, steps = partial(losses.label_loss, name), settings.scene_steps
-        batches = _labelled_batches(identities, scenes, losses.scene_labels(scenes), generator)
+        batches = _labelled_batches(identities, scenes, losses.scene_labels(scenes), _SCENES, generator)
     else:
         identities = sample_identities(settings.seed + 2, settings.creatures)
         scenes = sample_scenes(settings.seed + 2, settings.creatures)
         loss, steps = partial(losses.label_loss, name), settings.attribute_steps
-        batches = _labelled_batches(identities, scenes, losses.attribute_labels(identities), generator)
+        batches = _labelled_batches(identities, scenes, losses.attribute_labels(identities), _CREATURES, generator)
     write_file(out / f"{name}.safetensors", save(flatten_judge(_fit(name, loss, batches, steps, settings.seed, track))))
 
 
@@ -102,10 +102,10 @@ def _identity_batches(seed: int, count: int, kind: str, generator: np.random.Gen
 
 
 def _labelled_batches(
-    identities: Record, scenes: Record, labels: dict[str, np.ndarray], generator: np.random.Generator
+    identities: Record, scenes: Record, labels: dict[str, np.ndarray], size: int, generator: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Pictures and their labels."""
     pictures = render(identities, scenes)[0]
     while True:
-        rows = generator.choice(len(pictures), _LABELLED, replace=False)
+        rows = generator.choice(len(pictures), size, replace=False)
         yield as_floats(pictures[rows]), {head: label[rows] for head, label in labels.items()}

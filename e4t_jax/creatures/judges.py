@@ -93,7 +93,7 @@ class Classifier(nn.Module):
 JUDGES: dict[str, nn.Module] = {
     "identity": IdentityJudge(),
     "scene": Classifier(tuple(SCENE_HEADS.items())),
-    "attributes": Classifier(tuple(ATTRIBUTE_HEADS.items()), (32, 64, 128, 128)),
+    "attributes": Classifier(tuple(ATTRIBUTE_HEADS.items()), (64, 128, 192, 256)),
     "fish": IdentityJudge(),
 }
 WHO_IS_IT = {"creature": "identity", "fish": "fish"}  # class -> the judge of its identities
