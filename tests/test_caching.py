@@ -144,6 +144,7 @@ def test_damaged_and_missing_shards_are_one_line(world, copied):
     assert not (copied / "work").exists()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
 @pytest.mark.parametrize("name", [MANIFEST, "rows-00000.array_record"])
 def test_a_hundred_of_a_hundred_damages_to_a_cache_are_noticed(copied, name, kind):

@@ -21,6 +21,7 @@ from e4t_jax.bases import load_base
 from e4t_jax.concept import load_concept
 from e4t_jax.data.images import read_image
 
+pytestmark = pytest.mark.compiles
 TIMES = int(os.environ.get("E4T_FUZZ", "0"))
 
 

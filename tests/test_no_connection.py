@@ -42,6 +42,7 @@ def test_the_refusal_is_one(no_net):
     no_net.clear()
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("domain", ["own", "shipped"])
 def test_no_command_connects(world, tmp_path, command, domain, request):

@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from e4t_jax.objective import Trainable
 from e4t_jax.prompts import tokenize
@@ -30,6 +31,7 @@ def test_the_word_changes_over_the_sampling_steps(domain):
         assert np.abs(later - earlier).max() > 1e-5
 
 
+@pytest.mark.compiles
 def test_concepts_drawn_together_are_the_concepts_drawn_alone(domain):
     """Maximum difference 1e-4 in pictures of [-1, 1]."""
     folded, ids, placeholder, noise = draw_inputs(domain, 2)

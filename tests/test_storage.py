@@ -321,6 +321,7 @@ def test_what_is_no_file_is_one_line(tmp_path):
 # the files of a domain ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
 @pytest.mark.parametrize("name", ["encoder.safetensors", "offsets.safetensors", "domain.json"])
 def test_a_hundred_of_a_hundred_damages_to_a_domain_are_noticed(own_world, name, kind):

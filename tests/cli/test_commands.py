@@ -26,6 +26,7 @@ def call(*arguments):
     return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("script", "option"), SCRIPTS.items())
 def test_help_explains_every_option(script, option):
     done = call(script, "--help")

@@ -31,6 +31,7 @@ def test_a_concept_never_takes_the_place_of_a_domains_file(world, tmp_path, name
     assert call("tune", [*common, tmp_path / "out"]).status == 0
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("how", ["as it is", "by way of a link"])
 def test_an_export_never_takes_the_place_of_the_base(world, tmp_path, how):
     out = world.base

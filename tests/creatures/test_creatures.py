@@ -245,6 +245,7 @@ def test_the_second_domain_shows_fish(tmp_path):
         assert (creatures[row]["image"] != images[row]).any() and creatures[row]["caption"] == fish[row]["caption"]
 
 
+@pytest.mark.compiles
 def test_captions_of_fish_say_what_shows(tokenizer):
     """An attribute is spoken of where it changes the picture of a fish, and nowhere else."""
     count = 300

@@ -25,6 +25,7 @@ def check(figures):
     assert figures["finished"] == figures["identical"] == figures["trials"]
 
 
+@pytest.mark.compiles
 def test_a_cheap_step_in_the_loop_of_all_trainings(tmp_path):
     figures = figures_of("toy", tmp_path, 6)
     check(figures)
