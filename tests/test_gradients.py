@@ -22,6 +22,7 @@ def torch_loss(folder, domain, batch, t, noise, trainable):
     return plain.loss(weights, leaves.encoder, batch, t, noise, REGULARISATION), leaves
 
 
+@pytest.mark.compiles
 def test_loss_and_gradients_match_pytorch_autograd(domain, concept_batch, tmp_path):
     """Loss to 1e-5, every gradient of encoder and offsets to 1e-3 of its largest entry; same noise, same timesteps."""
     pytest.importorskip("torch")

@@ -6,6 +6,8 @@ import socket
 import pytest
 from sandbox import COMMANDS, call, make_world, nothing_compiled
 
+pytestmark = pytest.mark.compiles
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -42,7 +44,6 @@ def test_the_refusal_is_one(no_net):
     no_net.clear()
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("domain", ["own", "shipped"])
 def test_no_command_connects(world, tmp_path, command, domain, request):

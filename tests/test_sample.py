@@ -20,6 +20,7 @@ def draw_inputs(domain, concepts):
     return folded, jnp.asarray(ids), jnp.asarray(placeholder), noise
 
 
+@pytest.mark.compiles
 def test_the_word_changes_over_the_sampling_steps(domain):
     folded, ids, placeholder, noise = draw_inputs(domain, 1)
     ddim = sampler(domain.method.schedule, "ddim", 4)

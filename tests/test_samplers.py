@@ -95,6 +95,7 @@ def assert_same_steps(method, options, steps, monkeypatch):
     check(state, latents)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(
     ("prediction_type", "spacing"),
     [("v_prediction", None)] + [("epsilon", spacing) for spacing in (None, *diffusion.TIMESTEP_SPACINGS)],

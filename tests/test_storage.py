@@ -344,6 +344,7 @@ def test_a_hundred_of_a_hundred_damages_to_a_domain_are_noticed(own_world, name,
     assert harmless == 0 or kind != "flip"
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", ["flip", "cut", "insert"])
 def test_a_hundred_of_a_hundred_damages_to_a_concept_are_noticed(world, tmp_path, kind):
     path, generator = tmp_path / "venus.safetensors", random.Random(kind)

@@ -33,7 +33,7 @@ from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.training.pretrain import init_trainable
 from e4t_jax.training.tune import TuneSettings
 
-_GUIDANCE = 5.0  # of all pictures drawn here
+_GUIDANCE = 4.0  # of all pictures drawn here, as of domains where a call names none
 # Steps add up over hundreds, and offsets that go far draw the picture given instead of its creature.
 _REACH = TuneSettings(word_rate=0.015, learning_rate=0.003)
 

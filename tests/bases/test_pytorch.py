@@ -84,6 +84,7 @@ def test_vae_matches_pytorch(saved):
     assert relative_error(base.decode(params["vae"], latents), restored) < 1e-4
 
 
+@pytest.mark.compiles
 def test_text_encoder_matches_pytorch(saved):
     """States and projected embedding, relative error 1e-4."""
     torch = pytest.importorskip("torch")

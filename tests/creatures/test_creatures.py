@@ -45,6 +45,7 @@ def rows_of(record):
     return {tuple(row) for row in np.stack(list(record.values()), axis=1).tolist()}
 
 
+@pytest.mark.compiles
 def test_rendering_is_deterministic(world):
     identities, _, images, masks = world
     again_identities, again_scenes = sample_identities(0, COUNT), sample_scenes(0, COUNT)
@@ -54,6 +55,7 @@ def test_rendering_is_deterministic(world):
     assert (again[0] == images).all() and (again[1] == masks).all()
 
 
+@pytest.mark.compiles
 def test_row_of_a_batch_is_the_single_picture(world):
     identities, scenes, images, masks = world
     for row in (0, 17, COUNT - 1):
@@ -234,6 +236,7 @@ def test_dataset_mistakes_are_named(tmp_path):
         CreaturesConfig(kind="boat")
 
 
+@pytest.mark.compiles
 def test_the_second_domain_shows_fish(tmp_path):
     """Row i is identity i as a fish, under the caption that its creature has; the two lie side by side."""
     sizes = {"seed": 9, "train": 2, "validation": 2, "test": 2}

@@ -14,6 +14,8 @@ from e4t_jax.creatures.renderer import render
 from e4t_jax.creatures.trial import held_out
 from e4t_jax.errors import UserError
 
+pytestmark = pytest.mark.compiles
+
 SIZE = 32
 
 
@@ -124,14 +126,12 @@ def test_trim_has_no_label_where_no_picture_can_show_it():
     assert np.abs(first - second).max() == 0
 
 
-@pytest.mark.compiles
 def test_shipped_judges_are_right_on_true_renders():
     """Validation identities: 0.95 for identity, context, style and every attribute."""
     figures = validate_judges(load_judges(), seed=1, split="validation")
     assert min(figures.values()) >= 0.95, figures
 
 
-@pytest.mark.compiles
 def test_fish_are_told_apart_by_their_own_judge():
     """Validation identities: 0.95 for identity, context and style; of attributes, that judge knows the creatures' alone."""
     figures = validate_judges(load_judges(), seed=1, split="validation", kind="fish")
