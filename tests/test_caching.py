@@ -208,7 +208,7 @@ def test_a_cache_is_made_of_pictures_not_of_a_cache(world, kept, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
     """Fewer operations, fewer bytes moved and smaller arguments than with pictures, whose encoders it does not take."""
     told = {}

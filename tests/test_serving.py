@@ -33,7 +33,7 @@ def calls(monkeypatch):
     return made
 
 
-@compiles
+@pytest.mark.slow
 def test_pictures_that_come_together_are_tuned_in_one_call_each_as_if_alone(domain, calls):
     """Four in a full call, three in one that is filled up, one: concepts equal to those of `Domain.tune`, each alone, to 1e-5."""
     apart = [domain.tune([picture], names=[str(row)], **FEW)[0] for row, picture in enumerate(PICTURES)]

@@ -96,7 +96,7 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
     assert not (tmp_path / "work_2" / "samples").exists()
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_base_is_trained_and_written(tmp_path):
     """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
     from e4t_jax import bases
@@ -104,7 +104,7 @@ def test_base_is_trained_and_written(tmp_path):
     from e4t_jax.creatures.base_stages import BaseSettings
 
     steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
-    batches = {"autoencoder_batch": 16, "batch_size": 16, "contrast_batch": 16}
+    batches = {"autoencoder_batch": 4, "batch_size": 4, "contrast_batch": 4}
     config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, **batches, **steps))
     base.main(config)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}

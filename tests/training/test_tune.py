@@ -9,14 +9,10 @@ import pytest
 from PIL import Image
 
 from e4t_jax import chunks
-from e4t_jax.creatures.trial import held_out, write_pictures
-from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import e4t_loss
 from e4t_jax.prompts import tokenize
 from e4t_jax.training.tune import Recipe, TuneSettings, Views, draw_batch, start, tune_one
-
-OPTIMISED = True  # the shipped domain computes for long
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +50,6 @@ def test_concept_whose_caption_is_read_in_a_batch_equals_the_concept_alone(domai
 
 
 @pytest.mark.slow
-def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
-    """In the shipped domain, with its own settings, from bare files: maximum difference 1e-5 in every trained number."""
-    creatures = load_domain("creatures")
-    paths = write_pictures(held_out(0, 3, split="validation"), tmp_path, "picture")
-    for path, together in zip(paths, creatures.tune(paths), strict=True):
-        (alone,) = creatures.tune([path])
-        assert np.abs(together.trainable.residual).max() > 1e-2
-        np.testing.assert_allclose(numbers(together), numbers(alone), atol=1e-5)
-
-
-@pytest.mark.compiles
 def test_a_concept_depends_on_seed_and_picture_alone(domain, tmp_path, monkeypatch):
     """Among others, in another order, in chunks of another size, on one device or two, equal to 1e-5; side by side, another
     program, to 1e-5 of the largest number; not by seed."""
