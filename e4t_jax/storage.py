@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError
@@ -352,6 +353,12 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _at_hand(leaf: Any) -> Any:
+    """A CPU's array as NumPy's, which is no copy and compiles nothing; an accelerator's as it is."""
+    devices = leaf.devices() if isinstance(leaf, jax.Array) and leaf.is_fully_addressable else ()
+    return np.asarray(leaf) if any(device.platform == "cpu" for device in devices) else leaf
+
+
 def fingerprint(*trees: Mapping[str, Any]) -> str:
     """A short hash of some trees, in float16: files know by it what they belong to.
 
@@ -360,6 +367,6 @@ def fingerprint(*trees: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for tree in trees:
         for path, leaf in sorted(flatten_dict(tree, sep="/").items()):
-            sample = leaf.reshape(-1)[:: max(1, leaf.size // 1000)]
+            sample = _at_hand(leaf).reshape(-1)[:: max(1, leaf.size // 1000)]
             digest.update(path.encode() + np.asarray(sample, np.float16).tobytes())
     return digest.hexdigest()[:16]
