@@ -1,5 +1,6 @@
 """Settings of all tests: two host devices, signatures checked, compiled programs kept on disk, not in memory."""
 
+import collections
 import ctypes
 import gc
 import os
@@ -24,6 +25,12 @@ install_import_hook("e4t_jax", "typechecker.check")
 import jax
 import jax.numpy as jnp
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Modules that compile most come first, lest one worker be left with them at the end."""
+    compiling = collections.Counter(item.path for item in items if item.get_closest_marker("compiles"))
+    items.sort(key=lambda item: -compiling[item.path])
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -18,7 +18,7 @@ from e4t_jax.training.validation import validation_loss
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("parallel", ["jit", "pmap"])
+@pytest.mark.parametrize("parallel", ["jit", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_loss_falls_from_scratch_and_frozen_parts_stay(domain, rows, parallel):
     """By more than 3 % in 40 steps, on the same 64 draws of timestep and noise before and after."""
     params, tx = domain.params, optax.adam(1e-2)

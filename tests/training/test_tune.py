@@ -144,7 +144,7 @@ def test_tuning_lowers_the_loss(domain, inputs, scope):
     assert loss(tuned) < 0.99 * before
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_concepts_of_several_kinds_are_drawn_in_one_call(domain, tmp_path):
     """Tuned and untuned: each drawn as if alone, within 1 of 255."""
     paths = write_random(tmp_path, 3)
