@@ -18,7 +18,7 @@ from jaxtyping import Float, Key
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, load_base
 from e4t_jax.data.ahead import read_ahead
-from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, to_record, write_shard
+from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, check_name, to_record, write_shard
 from e4t_jax.data.sources import Broken, open_pictures
 from e4t_jax.data.views import make_views
 from e4t_jax.domain_files import base_fingerprint
@@ -77,6 +77,7 @@ def cache(
     where.check_divides(settings.batch_size)
     if data.startswith("cache:"):
         raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
+    check_name(out, "out")
     if (out / MANIFEST).exists():
         raise UserError(f"{out} holds a cache already; give another folder.", "out")
     if is_first():

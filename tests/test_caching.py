@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -206,6 +207,17 @@ def test_a_cache_is_made_of_pictures_not_of_a_cache(world, kept, tmp_path):
     with pytest.raises(UserError, match=r"data: cache:.* is encoded already; give pictures: .*folder:DIR"):
         cache(str(world.base), f"cache:{kept}", tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_a_name_that_is_not_utf_8_is_refused(world, kept, tmp_path):
+    """By who writes, with nothing written, and by who reads."""
+    strange = tmp_path / "\udc80"
+    with pytest.raises(UserError, match=r"out: .* is no name in UTF-8, as a cache needs; give a folder of another name"):
+        cache(str(world.base), f"folder:{world.pictures}", strange)
+    assert not strange.exists()
+    shutil.copytree(kept, strange)
+    with pytest.raises(UserError, match=r"data: .* is no name in UTF-8"):
+        CachedRows(strange)
 
 
 @pytest.mark.slow

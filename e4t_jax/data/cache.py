@@ -78,6 +78,14 @@ def check_made_for(folder: Path, manifest: Manifest, base: str, clip_features: s
         raise UserError(f"cache:{folder} was made with another base; give that base, or make a cache with this one.", "data")
 
 
+def check_name(folder: Path, argument: str) -> None:
+    """Errors: `UserError` for a folder whose name is not UTF-8, which is all that array_record reads and writes."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{folder} is no name in UTF-8, as a cache needs; give a folder of another name.", argument) from None
+
+
 class CachedRows:
     """The rows of a cache by number: `latents`, `clip`, `mask` and `caption`, for `grain.MapDataset.source`.
 
@@ -87,6 +95,7 @@ class CachedRows:
     def __init__(self, folder: Path):
         import grain.python as grain
 
+        check_name(folder, "data")
         self.folder = folder
         self.manifest = read_manifest(folder)
         self.paths = [folder / shard["file"] for shard in self.manifest.shards]
