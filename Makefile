@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
@@ -23,10 +24,10 @@ demo: setup ## personalise six creatures from one picture each; look at outputs/
 	$(BIN)/python -m infer.demo
 
 test: .venv/.tested ## the tests, 13 minutes on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: .venv/.tested ## those that compile little, ≤ 90 seconds
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not compiles"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not compiles"
 
 test-full: .venv/.tested ## the slow ones too
 	$(BIN)/python -m pytest -m "slow or not slow"
@@ -44,7 +45,7 @@ test-newest: newest ## the tests without pins and without PyTorch, on that Pytho
 	$(NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e ".[test-newest]"
 	.venv-newest/bin/python -m pip check
-	.venv-newest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(FAST),-m "not slow and not compiles")
+	.venv-newest/bin/python -m pytest $(PARALLEL) $(if $(FAST),-m "not slow and not compiles")
 
 wheel: setup ## build the package, install it elsewhere, use it from an empty folder
 	rm -rf build dist .venv-wheel

@@ -3,9 +3,9 @@
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
-import jax
 import numpy as np
 import pytest
+from concept_numbers import numbers
 
 from e4t_jax.chunks import Chunks
 from e4t_jax.errors import UserError
@@ -14,10 +14,6 @@ from e4t_jax.serving import Tuner, call_size
 FEW = {"steps": 1, "caption": "a photo of *s"}  # what compiles soonest
 PICTURES = [np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8) for index in range(4)]
 compiles = pytest.mark.compiles
-
-
-def numbers(concept):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((concept.trainable, concept.folded))])
 
 
 @pytest.fixture

@@ -25,14 +25,13 @@ from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
 
 _VIEWS = 6
 _TOGETHER = 43  # identities in a batch, three views each
-_SCENES, _CREATURES = 128, 256  # pictures in a batch of the others
 _RATE = 2e-3
-# Judge -> what it learns from, and how many of them at least.
+# Judge -> what it learns from, and how many of them in a batch.
 _SOURCES = {
     "identity": ("identities", _TOGETHER),
     "fish": ("identities", _TOGETHER),
-    "scene": ("scenes", _SCENES),
-    "attributes": ("creatures", _CREATURES),
+    "scene": ("scenes", 128),
+    "attributes": ("creatures", 256),
 }
 
 
@@ -61,9 +60,9 @@ def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[.
 
     Errors: `UserError` for fewer pictures than a batch holds, or a loss that is not finite.
     """
-    source, fewest = _SOURCES[name]
-    if getattr(settings, source) < fewest:
-        raise UserError(f"{getattr(settings, source)} is less than a batch of {fewest}; give more.", source)
+    source, together = _SOURCES[name]
+    if getattr(settings, source) < together:
+        raise UserError(f"{getattr(settings, source)} is less than a batch of {together}; give more.", source)
     generator = np.random.default_rng(settings.seed)
     loss: Loss
     batches: Iterator[Any]
@@ -74,12 +73,12 @@ def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[.
     elif name == "scene":
         identities, scenes = records(settings.seed + 1, settings.scenes)
         loss, steps = partial(losses.label_loss, name), settings.scene_steps
-        batches = _labelled_batches(identities, scenes, losses.scene_labels(scenes), _SCENES, generator)
+        batches = _labelled_batches(identities, scenes, losses.scene_labels(scenes), together, generator)
     else:
         identities = sample_identities(settings.seed + 2, settings.creatures)
         scenes = sample_scenes(settings.seed + 2, settings.creatures)
         loss, steps = partial(losses.label_loss, name), settings.attribute_steps
-        batches = _labelled_batches(identities, scenes, losses.attribute_labels(identities), _CREATURES, generator)
+        batches = _labelled_batches(identities, scenes, losses.attribute_labels(identities), together, generator)
     write_file(out / f"{name}.safetensors", save(flatten_judge(_fit(name, loss, batches, steps, settings.seed, track))))
 
 

@@ -11,7 +11,7 @@ from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
 
 OPTIMISED = True  # the shipped domain computes for long
 
-pytestmark = pytest.mark.compiles
+pytestmark = pytest.mark.slow
 
 
 def loss_and_gradient(domain, pictures):
@@ -28,7 +28,6 @@ def loss_and_gradient(domain, pictures):
     return jax.jit(jax.value_and_grad(loss))(Trainable(domain.factors, domain.encoder))
 
 
-@pytest.mark.slow
 def test_bfloat16_moves_loss_by_1_percent_and_the_gradient_hardly_turns():
     """Pretraining's loss on 16 validation pictures: within 1 %; cosine of the whole gradient at least 0.99; results float32."""
     pictures = held_out(0, 16, split="validation").pictures

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from concept_numbers import numbers
 from PIL import Image
 
 from e4t_jax import chunks
@@ -27,10 +28,6 @@ def inputs(domain):
 
 
 FEW = {"steps": 1, "caption": "a photo of *s"}  # what compiles soonest
-
-
-def numbers(concept):
-    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((concept.trainable, concept.folded))])
 
 
 def write_random(folder, count):
