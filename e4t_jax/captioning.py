@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.diffusion import add_noise, training_target
+from e4t_jax.diffusion import add_noise, draw_noise, training_target
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, fold, prompt_states
 
 # Timesteps, as shares of the schedule, at which the noise hides details and leaves place and medium open.
@@ -42,7 +42,7 @@ def caption_error(
     """err of the module's head for one picture, as a function of the caption; all see the same timesteps, noise and word."""
     share = _FROM + (_TO - _FROM) * (jnp.arange(draws) + 0.5) / draws
     t = jnp.floor(share * method.schedule.num_train_timesteps).astype(jnp.int32)
-    noise = jax.random.normal(key, (draws, *latents.shape), latents.dtype)
+    noise = draw_noise(key, (draws, *latents.shape))
     z0 = jnp.broadcast_to(latents, noise.shape)
     z_t = add_noise(method.schedule, z0, noise, t)
     target = training_target(method.schedule, z0, noise, t)

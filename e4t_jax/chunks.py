@@ -59,6 +59,11 @@ def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Ch
     devices = _devices(shared, count)
     each = min(math.ceil(count / len(devices)), _most_each(devices))
     each = 1 << (each - 1).bit_length()  # a power of two: few programs, whatever the number of pictures
+    return _fitted(one, shared, example, devices, each, lower)
+
+
+def _fitted(one: One, shared: Any, example: Any, devices: Sequence[jax.Device], each: int, lower: str, lanes: int = 1) -> Chunks:
+    """For up to `each` concepts a device, where `lanes` such programs share the devices' memory."""
     mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     leaves, structure = jax.tree.flatten(shared)
     own, own_structure = jax.tree.flatten(example)
@@ -67,7 +72,7 @@ def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Ch
     while True:
         size = each * len(devices)
         rows = [jax.ShapeDtypeStruct((size, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in own]
-        needed, free = needed_bytes(program.lower(placed, rows).compile()), free_bytes(devices) * _SHARE
+        needed, free = needed_bytes(program.lower(placed, rows).compile()), free_bytes(devices) * _SHARE / lanes
         if needed <= free:
             return Chunks(program, placed, size, needed)
         if each == 1:
@@ -77,17 +82,24 @@ def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Ch
         each //= 2
 
 
-def fitted_sizes(one: One, shared: Any, example: Any, most: int, *, lower: str) -> list[Chunks]:
-    """`one` compiled for chunks of some `most` concepts, of half as many, and so on down to a single one; smallest first.
+def fitted_lanes(one: One, shared: Any, example: Any, most: int | None, *, lower: str) -> list[list[Chunks]]:
+    """`one` compiled for calls that come when they come: programs that may run beside each other, each in several sizes.
+
+    Where every device takes concepts one by one and `most` is not given, each has a program of its own, for a single concept: so
+    none waits for what another computes. Else there is one lane on all devices, for chunks of some `most` concepts, of half
+    as many, and so on down to a single one; smallest first.
 
     Errors: as `fitted`.
     """
-    sizes = [fitted(one, shared, example, most, lower=lower)]
+    devices = _devices(shared, at_once())
+    if most is None and _one_by_one(devices):
+        return [[_fitted(one, shared, example, [device], 1, lower, len(devices))] for device in devices]
+    sizes = [fitted(one, shared, example, most or at_once(), lower=lower)]
     # Placed once: where programs run on the same devices, they read the same weights.
     placed = jax.tree.unflatten(jax.tree.structure(shared), sizes[0].shared)
     while sizes[-1].size > 1:
         sizes.append(fitted(one, placed, example, sizes[-1].size // 2, lower=lower))
-    return sizes[::-1]
+    return [sizes[::-1]]
 
 
 def at_once() -> int:

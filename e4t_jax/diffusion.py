@@ -12,13 +12,14 @@ The pair (z_t, v_t) is the pair (z_0, ε) turned by an angle; turning it back re
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
@@ -189,6 +190,14 @@ def alpha_sigma(schedule: NoiseSchedule, t: Int[Array, "*batch"], ndim: int) -> 
     alpha_bar = schedule.alphas_cumprod[jnp.asarray(t)]
     alpha_bar = alpha_bar.reshape(alpha_bar.shape + (1,) * (ndim - alpha_bar.ndim))
     return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+
+
+def draw_noise(key: PRNGKeyArray, shape: Sequence[int]) -> Float[Array, "..."]:
+    """ε ~ N(0, 1), the numbers of `jax.random.normal(key, shape)`.
+
+    Drawn in one row: over several short axes, XLA unrolls the generator into megabytes of a CPU's code.
+    """
+    return jax.random.normal(key, (math.prod(shape),)).reshape(shape)
 
 
 def add_noise(

@@ -23,6 +23,7 @@ from e4t_jax.bases import Base, Params
 from e4t_jax.chunks import over
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image
+from e4t_jax.diffusion import draw_noise
 from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
@@ -209,7 +210,7 @@ class Domain:
             self.params["vae"],
             jnp.asarray(tokens.ids),
             jnp.asarray(tokens.placeholder),
-            jax.random.normal(noise_key, (len(tokens.ids), *self.base.latent_shape)),
+            draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
             self.guidance if settings.guidance is None else settings.guidance,
             step_key,
         )

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Base, Conditioning, Params
-from e4t_jax.diffusion import NoiseSchedule, add_noise, noise_schedule, training_target
+from e4t_jax.diffusion import NoiseSchedule, add_noise, draw_noise, noise_schedule, training_target
 from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.offsets import Factors, merge
 from e4t_jax.prompts import domain_token_id, inject
@@ -166,7 +166,7 @@ def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
     time_key, order_key, noise_key = jax.random.split(key, 3)
     slices = jax.random.permutation(order_key, count) + jax.random.uniform(time_key, (count,))
     t = jnp.floor(slices / count * method.schedule.num_train_timesteps).astype(jnp.int32)
-    return Draws(t, jax.random.normal(noise_key, (count, *method.base.latent_shape)))
+    return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
 
 
 def e4t_loss_at(

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, PRNGKeyArray
 
@@ -55,13 +56,15 @@ def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, Any], rank: int = 3) -
     Δ = 0 at the start, as in the paper, and yet the columns feel a gradient at once: ∂Δ/∂columns = rows ≠ 0.
     """
     shapes = {_name(path): getattr(kernel, "shape", kernel) for path, kernel in kernels.items()}
-    return {
-        name: {
-            "rows": jax.random.normal(one_key, (shapes[name][0], rank)),
-            "columns": jnp.zeros((shapes[name][1], rank)),
-        }
-        for name, one_key in zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True)
-    }
+    names = sorted(shapes)
+    keys = jax.random.split(key, len(names))
+    rows: dict[str, Array] = {}
+    # A key for each kernel; those of one length are drawn together, which is less to compile.
+    for length in sorted({shapes[name][0] for name in names}):
+        alike = [index for index, name in enumerate(names) if shapes[name][0] == length]
+        drawn = jax.vmap(lambda one, length=length: jax.random.normal(one, (length, rank)))(keys[np.array(alike)])
+        rows |= {names[index]: drawn[place] for place, index in enumerate(alike)}
+    return {name: {"rows": rows[name], "columns": jnp.zeros((shapes[name][1], rank))} for name in names}
 
 
 def factors_of_network(network: OffsetNetwork) -> dict[str, Array]:

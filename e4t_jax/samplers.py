@@ -30,7 +30,7 @@ from flax import struct
 from jaxtyping import Float, Int, Num, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.diffusion import LIMITED, SCHEDULERS, NoiseSchedule, clean_and_noise, limit_of, noise_schedule
+from e4t_jax.diffusion import LIMITED, SCHEDULERS, NoiseSchedule, clean_and_noise, draw_noise, limit_of, noise_schedule
 from e4t_jax.errors import UserError
 
 
@@ -93,7 +93,7 @@ class Ddim(Sampler):
         clean, noise = clean_and_noise(self.prediction_type, z, output, self.alpha[i], self.sigma[i])
         moved = self.next_alpha[i] * clean + self.kept[i] * noise
         if self.stochastic:
-            moved += self.fresh[i] * jax.random.normal(jax.random.fold_in(state.key, i), z.shape)
+            moved += self.fresh[i] * draw_noise(jax.random.fold_in(state.key, i), z.shape)
         return state._replace(latents=moved.astype(z.dtype))
 
 

@@ -5,6 +5,7 @@ with Tuner(load_domain("creatures")) as tuner:
 
     submit → read ahead → wait for others, at most a moment → one call of 1, 2, 4, … pictures → concepts
 
+On a CPU, whose cores take concepts one by one, each core takes the next picture as soon as it has done its last instead.
 All sizes of calls are compiled, and have run once, before the first picture. A call that is not full is filled up with copies of
 its last picture, as long as that wastes little. A concept depends on its picture alone (`personalise`), not on who came with it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from e4t_jax.chunks import Chunks, at_once, fitted_sizes
+from e4t_jax.chunks import Chunks, fitted_lanes
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike
 from e4t_jax.domain import Domain, name_of
@@ -47,7 +49,7 @@ class Tuner:
     """A queue of pictures before one domain, tuned with the same settings, several in one call when they come close together.
 
     `caption` tells what the pictures show around `*s`, as in `Domain.tune`; where not given, the base reads it off each picture.
-    `most` is the number of pictures in one call; where not given, as many as the devices compute at the same time: so nobody waits
+    `most` is the number of pictures in one call; where not given, as many as a device computes at the same time: so nobody waits
     in a call for others to be done. `moment` is how long, in seconds, a picture waits for others while the devices are free.
     `changes` are single fields of `settings`: `Tuner(domain, steps=5)`.
 
@@ -72,20 +74,24 @@ class Tuner:
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
         example = given(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)
         shared = self._tuning.shared(reads=caption is None)
-        self._programs = fitted_sizes(personalise, shared, example, most or at_once(), lower="batch_size")
-        for program in self._programs:
+        lanes = fitted_lanes(personalise, shared, example, most, lower="batch_size")
+        for program in itertools.chain(*lanes):
             program.run([example])
+        self._free: queue.SimpleQueue[list[Chunks]] = queue.SimpleQueue()  # lanes that have no call just now
+        for programs in lanes:
+            self._free.put(programs)
+        self._sizes = [program.size for program in lanes[0]]
         self._numbers = itertools.count()
         self._waiting: collections.deque[_Waiting] = collections.deque()
         self._changed = threading.Condition()
         self._cancelled = False
-        # One thread each: pictures keep their order, and the devices have one call at a time.
-        self._reader, self._caller = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(1, "tune")
+        # One thread reads: pictures keep their order. Every lane has one call at a time.
+        self._reader, self._caller = ThreadPoolExecutor(1, "read"), ThreadPoolExecutor(len(lanes), "tune")
 
     @property
     def sizes(self) -> list[int]:
         """How many pictures a call may hold: a program is compiled for each."""
-        return [program.size for program in self._programs]
+        return list(self._sizes)
 
     def submit(self, image: PictureLike, name: str | None = None) -> Future[Concept]:
         """The concept of a picture, when it is there: what `Domain.tune` makes of it with the same settings.
@@ -131,7 +137,13 @@ class Tuner:
 
     def _call(self) -> None:
         """Tunes as many of those that wait as fit into one call."""
-        program, waited = self._gather()
+        programs = self._free.get()
+        try:
+            self._answer(*self._gather(programs))
+        finally:
+            self._free.put(programs)
+
+    def _answer(self, program: Chunks, waited: Sequence[_Waiting]) -> None:
         batch = [one for one in waited if one.owed.set_running_or_notify_cancel()]
         if not batch:
             return
@@ -148,16 +160,16 @@ class Tuner:
             else:
                 one.owed.set_result(outcome.unwrap())
 
-    def _gather(self) -> tuple[Chunks, list[_Waiting]]:
+    def _gather(self, programs: Sequence[Chunks]) -> tuple[Chunks, list[_Waiting]]:
         with self._changed:
             if self._waiting:
                 left = self._waiting[0].since + self._moment - time.monotonic()
-                self._changed.wait_for(lambda: len(self._waiting) >= self._programs[-1].size, timeout=max(left, 0))
+                self._changed.wait_for(lambda: len(self._waiting) >= programs[-1].size, timeout=max(left, 0))
             if self._cancelled:
                 for one in self._waiting:
                     one.owed.cancel()
             count = len(self._waiting)
-            program = self._programs[self.sizes.index(call_size(count, self.sizes))]
+            program = programs[self._sizes.index(call_size(count, self._sizes))]
             batch = [self._waiting.popleft() for _ in range(min(count, program.size))]
             self._changed.notify_all()
         return program, batch

@@ -73,6 +73,11 @@ def test_a_perfect_answer_gives_back_clean_latents_and_noise_to_1e_4(prediction_
     np.testing.assert_allclose(diffusion.predicted_noise(schedule, z_t, answer, t), noise, rtol=0, atol=1e-4)
 
 
+def test_noise_is_that_of_jax_bit_for_bit():
+    key, shape = jax.random.key(3), (2, 5, 3, 4)
+    np.testing.assert_array_equal(diffusion.draw_noise(key, shape), jax.random.normal(key, shape))
+
+
 def test_schedule_passes_through_jit_as_an_argument_and_takes_a_scalar_timestep():
     schedule = diffusion.noise_schedule(STABLE_DIFFUSION)
     z0, noise, _ = draw()

@@ -137,6 +137,15 @@ def test_fresh_factors_change_nothing_and_their_columns_feel_a_gradient_at_once(
     assert not np.array_equal(rows[0][:5], rows[1][:5]), "every kernel draws its own rows"
 
 
+def test_every_kernel_draws_its_rows_from_a_key_of_its_own():
+    """Bit for bit, though those of one length are drawn together; keys are split in the order of names."""
+    kernels = {"a": (IN, OUT), "b": (5, OUT), "c": (IN, IN)}
+    factors = offsets.init_factors(jax.random.key(0), kernels, rank=2)
+    for name, key in zip("abc", jax.random.split(jax.random.key(0), 3), strict=True):
+        np.testing.assert_array_equal(factors[name]["rows"], jax.random.normal(key, (kernels[name][0], 2)))
+        assert factors[name]["columns"].shape == (kernels[name][1], 2)
+
+
 def test_merging_shares_all_that_no_offset_names_and_leaves_its_input_alone():
     params = unet_params()
     before = jax.tree.map(np.array, params)

@@ -31,18 +31,24 @@ def calls(monkeypatch):
 
 @pytest.mark.slow
 def test_pictures_that_come_together_are_tuned_in_one_call_each_as_if_alone(domain, calls):
-    """Four in a full call, three in one that is filled up, one: concepts equal to those of `Domain.tune`, each alone, to 1e-5."""
+    """Four in a full call, three in one that is filled up, one; and cores of their own: as from `Domain.tune`, alone, to 1e-5."""
     apart = [domain.tune([picture], names=[str(row)], **FEW)[0] for row, picture in enumerate(PICTURES)]
+
+    def compare(tuner, count):
+        promised = [tuner.submit(picture, apart[row].name) for row, picture in enumerate(PICTURES[:count])]
+        for future, alone in zip(promised, apart[:count], strict=True):
+            concept = future.result()
+            assert concept._replace(trainable=None, folded=None) == alone._replace(trainable=None, folded=None)
+            np.testing.assert_allclose(numbers(concept), numbers(alone), rtol=0, atol=1e-5)
+
     with Tuner(domain, most=4, moment=1.0, **FEW) as tuner:
         assert tuner.sizes == [1, 2, 4]
         calls.clear()
         for count in (4, 3, 1):
-            promised = [tuner.submit(picture, apart[row].name) for row, picture in enumerate(PICTURES[:count])]
-            for future, alone in zip(promised, apart[:count], strict=True):
-                concept = future.result()
-                assert concept._replace(trainable=None, folded=None) == alone._replace(trainable=None, folded=None)
-                np.testing.assert_allclose(numbers(concept), numbers(alone), rtol=0, atol=1e-5)
+            compare(tuner, count)
     assert calls == [(4, 4), (4, 3), (1, 1)]
+    with Tuner(domain, **FEW) as tuner:
+        compare(tuner, 4)
 
 
 def test_a_call_is_filled_up_by_a_quarter_at_most():
@@ -67,11 +73,13 @@ def test_what_fails_fails_alone(domain, tmp_path, monkeypatch):
 
 
 @compiles
-def test_closing_answers_all_that_wait(domain):
-    """Sent from four threads at once."""
-    with Tuner(domain, most=2, **FEW) as tuner, ThreadPoolExecutor(4) as senders:
+def test_closing_answers_all_that_wait(domain, calls):
+    """Sent from four threads at once, to two cores that each take the next picture when they are free."""
+    with Tuner(domain, **FEW) as tuner, ThreadPoolExecutor(4) as senders:
+        assert tuner.sizes == [1] and len(calls) == 2
         promised = list(senders.map(lambda row: tuner.submit(PICTURES[row % 4], str(row)), range(12)))
     assert all(future.done() for future in promised)
+    assert len(calls) == 14
     assert [future.result().name for future in promised] == [str(row) for row in range(12)]
     with pytest.raises(RuntimeError, match="after shutdown"):
         tuner.submit(PICTURES[0])

@@ -20,7 +20,7 @@ from e4t_jax.arrays import Array
 from e4t_jax.bases import Params, StableDiffusion
 from e4t_jax.creatures.captions import Captions
 from e4t_jax.creatures.renderer import IMAGE_SIZE, draw
-from e4t_jax.diffusion import NoiseSchedule, add_noise, training_target
+from e4t_jax.diffusion import NoiseSchedule, add_noise, draw_noise, training_target
 
 Drawn = dict[str, Array]  # a `Record` on a device
 
@@ -47,7 +47,7 @@ def autoencoder_loss(base: StableDiffusion, params: Params, frozen: Params, imag
     """Reconstruction of pictures and their edges, with a light Gaussian prior on the latents; images in [-1, 1], NHWC."""
     del frozen
     mean, log_variance = base.posterior(params["vae"], images)
-    latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+    latents = mean + jnp.exp(0.5 * log_variance) * draw_noise(key, mean.shape)
     restored = base.decode(params["vae"], latents * base.scaling_factor)
     error = jnp.mean((restored - images) ** 2)
     edges = sum(jnp.mean((a - b) ** 2) for a, b in zip(_edges(restored), _edges(images), strict=True))
@@ -80,7 +80,7 @@ def denoiser_loss(
     # One timestep from each of `count` equal slices: the same distribution, a quieter gradient.
     strata = (jnp.arange(count) + jax.random.uniform(time_key, (count,))) / count
     t = jnp.floor(strata * schedule.num_train_timesteps).astype(jnp.int32)
-    noise = jax.random.normal(noise_key, batch.latents.shape)
+    noise = draw_noise(noise_key, batch.latents.shape)
     output = base.denoise(params["unet"], add_noise(schedule, batch.latents, noise, t), t, text)[0]
     error = jnp.mean((output - training_target(schedule, batch.latents, noise, t)) ** 2)
     return error, {"loss": error}

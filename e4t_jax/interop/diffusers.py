@@ -17,6 +17,7 @@ from jaxtyping import Float
 from e4t_jax import bases
 from e4t_jax.bases import Params, StableDiffusion
 from e4t_jax.concept import Concept
+from e4t_jax.diffusion import draw_noise
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import effective_unet
@@ -42,7 +43,7 @@ def constant_word(domain: Domain, concept: Concept, *, steps: int = 25, seed: in
     prompts = list(templates(domain.template))[:_PROMPTS]
     ids, placeholder = domain.tokenize(prompts)
     noise_key, step_key = jax.random.split(jax.random.key(seed))
-    noise = jax.random.normal(noise_key, (len(prompts), *domain.base.latent_shape))
+    noise = draw_noise(noise_key, (len(prompts), *domain.base.latent_shape))
     walk = sampler(domain.method.schedule, "ddim", steps)
     folded = jnp.asarray(concept.folded)
     draw = jax.jit(sample_latents)

@@ -256,7 +256,7 @@ def random_params(shapes, seed=0):
 def test_unet_is_the_flax_class_of_diffusers(variant, monkeypatch):
     """Same tree; relative 1e-4 once their two deviations from PyTorch are taken over: GELU by tanh, and ε before transformers."""
     module = pytest.importorskip("diffusers.models.unets.unet_2d_condition_flax")
-    monkeypatch.setattr("flax.linen.gelu", lambda x, approximate=True: jax.nn.gelu(x, approximate=True))
+    monkeypatch.setattr("e4t_jax.bases.stable_diffusion.unet.gelu", jax.nn.gelu)  # by tanh
     monkeypatch.setattr("e4t_jax.bases.stable_diffusion.unet._TRANSFORMER_EPSILON", 1e-5)
     config = {**UNET, **UNETS[variant]}
     inputs = unet_inputs(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,11 +16,21 @@ from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 
 Map = Float[Array, "batch _ _ _"]  # NHWC; height, width and channels change from layer to layer
 
+
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x Φ(x), exact (Hendrycks & Gimpel 2016, arXiv 1606.08415).
+
+    By erf, for which a CPU takes half as long as for `nn.gelu`'s erfc; in float32, since 1 + erf cancels.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "swish": nn.silu,
     "mish": lambda x: x * jnp.tanh(jax.nn.softplus(x)),
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # CLIP's
     "relu": nn.relu,
 }

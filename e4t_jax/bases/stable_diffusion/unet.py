@@ -17,7 +17,7 @@ from jaxtyping import Float, Num
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.attention import attend, project
-from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, Map, ResidualBlock, Upsample
+from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, Map, ResidualBlock, Upsample, gelu
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 
 # Keys of a U-Net's configuration that have one value here, or several of one meaning; others change what is computed.
@@ -346,4 +346,4 @@ class Gate(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         hidden, gate = jnp.split(nn.Dense(2 * self.width, dtype=self.policy.dtype, name="proj")(x), 2, axis=-1)
-        return hidden * nn.gelu(gate, approximate=False)
+        return hidden * gelu(gate)
