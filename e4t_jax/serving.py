@@ -77,7 +77,7 @@ class Tuner:
         lanes = fitted_lanes(personalise, shared, example, most, lower="batch_size")
         for program in itertools.chain(*lanes):
             program.run([example])
-        self._free: queue.SimpleQueue[list[Chunks]] = queue.SimpleQueue()  # lanes that have no call just now
+        self._free: queue.LifoQueue[list[Chunks]] = queue.LifoQueue()  # lanes that have no call just now; the last is still warm
         for programs in lanes:
             self._free.put(programs)
         self._sizes = [program.size for program in lanes[0]]

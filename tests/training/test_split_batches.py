@@ -22,20 +22,31 @@ def monkeypatch_module():
 
 
 @pytest.fixture(scope="module")
-def take_steps(domain, rows, monkeypatch_module):
-    """Three steps, with masks of which one half of the batch has far less: (losses, weights)."""
+def eight(domain, rows):
+    """So many that no device computes a single one, which is another program, of matrices times vectors, and rounds otherwise.
+
+    Their masks weigh more and less, so that no two shares of the batch weigh alike.
+    """
+    pixels = np.random.default_rng(1).uniform(-1, 1, (8, *rows["image"].shape[1:])).astype(np.float32)
+    weights = np.linspace(0.1, 1, 8, dtype=np.float32)[:, None, None]
+    words = {name: np.concatenate([rows[name]] * 2) for name in ("ids", "placeholder")}
+    return {"image": pixels, "mask": weights * np.ones(pixels.shape[:3], np.float32), **words}
+
+
+@pytest.fixture(scope="module")
+def take_steps(domain, eight, monkeypatch_module):
+    """Three steps: (losses, weights)."""
     monkeypatch_module.setattr(parallel, "_SMALL", 64)  # so that "fsdp" splits what a tiny domain has
 
     def take(devices, *, accumulate=1, **ways):
-        where, tx, key = layout(**ways, devices=devices), optax.sgd(0.3, momentum=0.0), jax.random.key(0)
+        where, tx, key = layout(**ways, devices=devices), optax.sgd(0.1, momentum=0.0), jax.random.key(0)
         step = compile_step(domain.method, "layers", tx, 0.01, where, accumulate)
         state = where.place(jax.device_get(init_state(init_trainable(domain.method, key), tx)))
         given = where.place(jax.device_get(given_of(domain.params)))
         for tree in (state.params, state.moments, given):
             split = any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(tree))
             assert split == (where.mesh.shape["fsdp"] > 1)
-        few = np.where(np.arange(4) < 2, 0.05, 1.0).astype(np.float32)[:, None, None]
-        batch, losses = where.place_rows({**rows, "mask": rows["mask"] * few}), []
+        batch, losses = where.place_rows(eight), []
         for _ in range(3):
             state, metrics = step(state, given, batch, key)
             losses.append(float(np.mean(read(metrics["loss"]))))

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Num
 
 from e4t_jax.arrays import Array
@@ -197,7 +198,8 @@ def _pool(maps: list[Map]) -> Float[Array, "batch features"]:
 
 def waves(t: Num[Array, " batch"], width: int, cosine_first: bool, shift: float) -> Float[Array, "batch width"]:
     """sin and cos of t · 10000^(-i / (width/2 - shift)), i = 0 … width/2 - 1."""
-    rates = jnp.exp(-math.log(10_000) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2 - shift))
+    # Of NumPy's, and so constants: the compiler then sees that two passes at the same timesteps begin alike, and runs that once.
+    rates = np.exp(-math.log(10_000) * np.arange(width // 2) / (width // 2 - shift)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * rates
     parts = jnp.sin(angles), jnp.cos(angles)
     return jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
