@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## personalise six creatures from one picture each; look at outputs/demo/grid.png
 	$(BIN)/python -m infer.demo
 
-test: .venv/.tested ## the tests, 13 minutes on two cores
+test: .venv/.tested ## the tests, 12 to 13 minutes on two cores
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: .venv/.tested ## those that compile little, ≤ 90 seconds
