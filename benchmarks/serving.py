@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.7, help="their rate, over the capacity")
     parser.add_argument("--alone", type=int, default=9, help="tunings of a single picture")
     parser.add_argument("--burst", type=int, default=24, help="pictures at once, for the capacity")
-    parser.add_argument("--most", type=int, help="pictures in one call; as many as are computed at the same time where not given")
+    parser.add_argument("--most", type=int, help="pictures in one call; where not given, as many as a device computes at once")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     use_all_cores()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from concept_numbers import numbers
 
+from e4t_jax import chunks
 from e4t_jax.chunks import Chunks
 from e4t_jax.errors import UserError
 from e4t_jax.serving import Tuner, call_size
@@ -29,8 +30,14 @@ def calls(monkeypatch):
     return made
 
 
+@pytest.fixture
+def cores(monkeypatch):
+    """Two devices that are a core each, whatever the machine has."""
+    monkeypatch.setattr(chunks, "_one_by_one", lambda devices: True)
+
+
 @pytest.mark.slow
-def test_pictures_that_come_together_are_tuned_in_one_call_each_as_if_alone(domain, calls):
+def test_pictures_that_come_together_are_tuned_in_one_call_each_as_if_alone(domain, calls, cores):
     """Four in a full call, three in one that is filled up, one; and cores of their own: as from `Domain.tune`, alone, to 1e-5."""
     apart = [domain.tune([picture], names=[str(row)], **FEW)[0] for row, picture in enumerate(PICTURES)]
 
@@ -73,7 +80,7 @@ def test_what_fails_fails_alone(domain, tmp_path, monkeypatch):
 
 
 @compiles
-def test_closing_answers_all_that_wait(domain, calls):
+def test_closing_answers_all_that_wait(domain, calls, cores):
     """Sent from four threads at once, to two cores that each take the next picture when they are free."""
     with Tuner(domain, **FEW) as tuner, ThreadPoolExecutor(4) as senders:
         assert tuner.sizes == [1] and len(calls) == 2

@@ -26,6 +26,7 @@ from e4t_jax.creatures.attributes import (
 from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, WHO_IS_IT, judge
 from e4t_jax.creatures.pictures import as_floats
 from e4t_jax.creatures.renderer import render
+from e4t_jax.diffusion import draw_noise
 
 _TEMPERATURE = 0.07
 _STRENGTH = {"scene": 1.0, "attributes": 0.25}
@@ -75,8 +76,8 @@ def degrade(images: Float[Array, "batch h w 3"], key: jax.Array, strength: float
         blurred = sum(weight * part for weight, part in zip(kernel, rolled, strict=True))
     share = jax.random.uniform(blur_key, (count, 1, 1, 1))
     images = images + share * (blurred - images)
-    images = images + strength * jax.random.uniform(gain_key, (count, 1, 1, 1)) * 0.08 * jax.random.normal(noise_key, images.shape)
-    images = images + strength * 0.04 * jax.random.normal(tint_key, (count, 1, 1, 3))
+    images = images + strength * jax.random.uniform(gain_key, (count, 1, 1, 1)) * 0.08 * draw_noise(noise_key, images.shape)
+    images = images + strength * 0.04 * draw_noise(tint_key, (count, 1, 1, 3))
     shift = jax.random.randint(shift_key, (count, 2), -2, 3)
     return jax.vmap(lambda image, by: jnp.roll(image, by, (0, 1)))(images, shift)
 

@@ -25,6 +25,7 @@ from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
+from e4t_jax.diffusion import draw_noise
 from e4t_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class StableDiffusion:
         """z_0 = scaling · VAE.encode(I): a draw from the posterior, or its mean without a key."""
         mean, log_variance = self.posterior(vae, images)
         if key is not None:
-            mean = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
+            mean = mean + jnp.exp(0.5 * log_variance) * draw_noise(key, mean.shape)
         return mean * self.scaling_factor
 
     def decode(self, vae: Params, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
