@@ -4,14 +4,16 @@ pip install "e4t-jax[tpu]"
 python benchmarks/memory.py --chips v5e v5p v6e
 
 Stable Diffusion 1.5 at 512×512, 16 draws, bfloat16, scope compact, blocks rematerialised: the steps of `tune_one`, side by side for
-1, 2, 4, … concepts until the compiler says that a chip has no room; what is held beside them (VAE and CLIP's image encoder, which
-prepare a picture before) is added. A program takes many minutes to compile. Prints a table, and JSON as the last line.
+one concept, for the power of two that should fit by what one takes, and then for twice or half as many until one fits and its
+double does not; what is held beside them (VAE and CLIP's image encoder, which prepare a picture before) is added. A program takes
+many minutes to compile. Prints a table, and JSON as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,8 +42,9 @@ def main() -> None:
     for chip in options.chips:
         device, room = chip_of(chip)
         lower, beside = prepared(options.base, options.scope, options.batch_size, device)
-        count, fits = 1, True
-        while fits and count <= options.most:
+        count, tried = 1, set()
+        while 0 < count <= options.most and count not in tried:
+            tried.add(count)
             began = time.perf_counter()
             held, temporary = needed(lower(count))
             whole, seconds = held + temporary + beside, time.perf_counter() - began
@@ -52,7 +55,10 @@ def main() -> None:
             )
             rows.append({"chip": chip, "count": count, "gib": whole, "temporary": temporary, "room": room, "fits": fits})
             rows[-1]["compile_s"] = seconds
-            count *= 2
+            if count == 1 and fits:
+                count = max(2, 2 ** int(math.log2((room - held - beside) / temporary)))
+            else:
+                count = count * 2 if fits else count // 2
     most = {chip: max((row["count"] for row in rows if row["chip"] == chip and row["fits"]), default=0) for chip in options.chips}
     print("As many fit at once (a power of two): " + ", ".join(f"{count} on {chip}" for chip, count in most.items()))
     print(json.dumps({"base": options.base, "scope": options.scope, "batch_size": options.batch_size, "fit": most, "rows": rows}))

@@ -128,18 +128,19 @@ def flops(domain: Any, scope: str) -> float:
     """Of one step, before the compiler's own savings."""
     import jax
 
-    from e4t_jax.objective import e4t_loss
+    from e4t_jax.objective import e4t_loss, see_features
     from e4t_jax.scopes import find_scope
     from e4t_jax.training.tune import draw_batch, start
 
     (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
+    batch = draw_batch(views, prompts, key, key, recipe.batch_size)
+    fresh = find_scope(scope).fresh_features
+    seen = None if fresh else jax.eval_shape(see_features, method, frozen, batch.latents, key)
 
-    def loss(trainable: Any, frozen: Any, views: Any, prompts: Any) -> Any:
-        batch = draw_batch(views, prompts, key, key, recipe.batch_size)
-        follow = find_scope(scope).follow_features
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, follow_features=follow)[0]
+    def loss(trainable: Any, frozen: Any, batch: Any, seen: Any) -> Any:
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, seen=seen)[0]
 
-    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, views, prompts)
+    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, batch, seen)
     return float(step.cost_analysis()["flops"])
 
 

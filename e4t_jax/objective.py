@@ -150,11 +150,15 @@ def e4t_loss(
     key: PRNGKeyArray,
     *,
     regularisation: float | Float[Array, ""],
-    follow_features: bool = True,
+    seen: Float[Array, "batch features"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
-    draws = draw(method, len(batch.latents), key)
-    return e4t_loss_at(method, trainable, frozen, batch, *draws, regularisation=regularisation, follow_features=follow_features)
+    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms).
+
+    Where φ was `seen` before (`see_features`), each draw takes that of its place in time.
+    """
+    t, noise = draw(method, len(batch.latents), key)
+    features = None if seen is None else seen[jnp.argsort(jnp.argsort(t))]
+    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation, features=features)
 
 
 def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
@@ -169,6 +173,15 @@ def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
     return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
 
 
+def see_features(
+    method: Method, frozen: Frozen, latents: Float[Array, "batch height width channels"], key: PRNGKeyArray
+) -> Float[Array, "batch features"]:
+    """φ through the domain's offsets, for draws of timesteps and noise from `key`, in the order of the timesteps."""
+    t, noise = draw(method, len(latents), key)
+    unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
+    return method.base.features(unet, z_t, t, empty_states(method, frozen, len(latents)))[jnp.argsort(t)]
+
+
 def e4t_loss_at(
     method: Method,
     trainable: Trainable,
@@ -179,19 +192,17 @@ def e4t_loss_at(
     *,
     regularisation: float | Float[Array, ""],
     mean_mask: Float[Array, ""] | None = None,
-    follow_features: bool = True,
+    features: Float[Array, "batch features"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The E4T loss at given timesteps and noise; λ = `regularisation`.
 
     For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
-    Without `follow_features`, φ is a number and no function of the offsets: the gradient skips the U-Net's pass that φ comes from.
+    φ may be given as `features`: then it is no function of the offsets, and the U-Net's pass that it comes from is not run.
     """
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
-    empty = empty_states(method, frozen, len(batch.latents))
-    features = method.base.features(unet, z_t, t, empty)
-    if not follow_features:
-        features = jax.lax.stop_gradient(features)
+    if features is None:
+        features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(z_t)))
     folded = fold(method, trainable, frozen, batch.clip)
     word, offset = concept_word(method, trainable, frozen, folded, features)
     text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)

@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax.objective import Trainable, concept_word, e4t_loss, e4t_loss_at, effective_unet, empty_states, prompt_states
+from e4t_jax.diffusion import add_noise
+from e4t_jax.objective import (
+    Trainable,
+    concept_word,
+    draw,
+    e4t_loss,
+    e4t_loss_at,
+    effective_unet,
+    empty_states,
+    prompt_states,
+    see_features,
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +71,58 @@ def test_gradients_reach_encoder_and_offsets_and_nothing_frozen(domain, concept_
         assert np.isfinite(leaf).all(), path
         assert np.abs(leaf).max() > 0, path
     assert gradients.unet is None and gradients.residual is None
+
+
+@pytest.mark.compiles
+def test_features_that_are_given_are_numbers(domain, concept_batch, draws, trainable, frozen):
+    """The same φ gives the same loss and gradient of the encoder, 1e-5 of the largest; the offsets' lacks the way through φ."""
+    t, noise = draws
+    z_t = add_noise(domain.method.schedule, concept_batch.latents, noise, t)
+    seen = domain.base.features(effective_unet(trainable, frozen), z_t, t, empty_states(domain.method, frozen, 4))
+
+    @jax.jit
+    def both(trainable, features):
+        def loss(trainable, **given):
+            return e4t_loss_at(domain.method, trainable, frozen, concept_batch, t, noise, regularisation=0.1, **given)[0]
+
+        return jax.value_and_grad(loss)(trainable), jax.value_and_grad(loss)(trainable, features=features)
+
+    (plain, followed), (given, gradient) = both(trainable, seen)
+    np.testing.assert_allclose(given, plain, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(gradient.encoder), jax.tree.leaves(followed.encoder), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+    pairs = zip(jax.tree.leaves(gradient.factors), jax.tree.leaves(followed.factors), strict=True)
+    assert max(np.abs(one - other).max() / np.abs(other).max() for one, other in pairs) > 1e-2
+
+
+def test_features_are_seen_in_the_order_of_their_timesteps(domain, concept_batch):
+    """φ of each row by itself, through the domain's offsets; 1e-4."""
+    key = jax.random.key(3)
+    seen = see_features(domain.method, domain.frozen, concept_batch.latents, key)
+    t, noise = draw(domain.method, 4, key)
+    assert len(set(t.tolist())) == 4
+    z_t = add_noise(domain.method.schedule, concept_batch.latents, noise, t)
+    unet = effective_unet(Trainable(domain.factors), domain.frozen._replace(factors=None))
+    empty = empty_states(domain.method, domain.frozen, 1)
+    for row, at in zip(seen, sorted(range(4), key=lambda row: t[row]), strict=True):
+        one = domain.base.features(unet, z_t[at][None], t[at][None], empty)[0]
+        np.testing.assert_allclose(row, one, rtol=0, atol=1e-4)
+
+
+@pytest.mark.compiles
+def test_a_draw_takes_the_features_of_its_place_in_time(domain, concept_batch, trainable, frozen):
+    """The loss of φ seen before, restated by counting the draws before each; 1e-6."""
+    key = jax.random.key(7)
+    shape = jax.eval_shape(see_features, domain.method, frozen, concept_batch.latents, key).shape
+    seen = jax.random.normal(jax.random.key(8), shape)
+    drawn = jax.jit(partial(e4t_loss, regularisation=0.1))
+    loss, _ = drawn(domain.method, trainable, frozen, concept_batch, key, seen=seen)
+    t, noise = draw(domain.method, len(seen), key)
+    features = jnp.stack([seen[sum(other < own for other in t.tolist())] for own in t.tolist()])
+    at = jax.jit(partial(e4t_loss_at, regularisation=0.1))
+    np.testing.assert_allclose(loss, at(domain.method, trainable, frozen, concept_batch, t, noise, features=features)[0], rtol=1e-6)
+    upside_down, _ = drawn(domain.method, trainable, frozen, concept_batch, key, seen=seen[::-1])
+    assert abs(upside_down - loss) > 1e-4 * loss
 
 
 def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):

@@ -3,6 +3,9 @@
     step k:   batch_k ~ views of the picture × prompts × (t, ε)
               trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
 
+In a scope whose encoder stays the domain's, φ is seen once, before the first step (`Scope.fresh_features`): one draw of each of
+`batch_size` slices of the schedule. In every step after, a draw takes φ of its own slice.
+
 The steps are a `lax.scan`; many concepts are this, many times over (`chunks`).
 """
 
@@ -17,7 +20,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss
+from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss, see_features
 from e4t_jax.offsets import init_factors
 from e4t_jax.ranges import check_ranges
 from e4t_jax.scopes import find_scope
@@ -104,13 +107,16 @@ def tune_one(
     method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
 ) -> tuple[Trainable, Float[Array, " steps"]]:
     """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
-    start_key, draw_key = jax.random.split(key)
+    start_key, see_key, draw_key = jax.random.split(key, 3)
     trainable = start(method, frozen, recipe.scope, start_key)
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
+    seen = None
+    if not find_scope(recipe.scope).fresh_features:
+        rows = jnp.arange(recipe.batch_size) % len(views.latents)
+        seen = see_features(method, frozen, views.latents[rows], see_key)
 
     def loss(trainable, frozen, batch, key):
-        follow = find_scope(recipe.scope).follow_features
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, follow_features=follow)
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, seen=seen)
 
     def step(state, step_key):
         view_key, prompt_key, loss_key = jax.random.split(step_key, 3)

@@ -332,6 +332,18 @@ def unet_gradient(policy):
     return float(value), np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)])
 
 
+@pytest.mark.parametrize("rows", [(5,), (2, 3), (2, 3, 4)])
+def test_the_gradient_of_a_product_is_numpys(rows):
+    """x W and both its gradients, in float32 to 1e-6 of the largest number."""
+    generator = np.random.default_rng(0)
+    x, kernel, change = (generator.standard_normal(shape).astype(np.float32) for shape in ((*rows, 7), (7, 9), (*rows, 9)))
+    made, back = jax.vjp(layers.product, x, kernel)
+    flat = [part.reshape(-1, part.shape[-1]) for part in (x, change)]
+    for ours, theirs in zip((made, *back(change)), (x @ kernel, change @ kernel.T, flat[0].T @ flat[1]), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
+
+
 @pytest.mark.compiles
 def test_rematerialisation_changes_memory_alone():
     """Same tree, gradient relative 1e-5."""

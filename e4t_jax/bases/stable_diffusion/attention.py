@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from e4t_jax.arrays import Array
+from e4t_jax.bases.stable_diffusion.layers import product
 from e4t_jax.bases.stable_diffusion.policy import Policy
 
 # From this many tokens on, the matrix of scores is worth avoiding. A feature map of 32×32 has as many.
@@ -121,7 +122,7 @@ def project(
     To be called in a compact method, like a layer.
     """
     weights = [_Weights((x.shape[-1], heads * width), use_bias, name=name)() for name in names]
-    product = policy.cast(x) @ policy.cast(jnp.concatenate([kernel for kernel, _ in weights], axis=1))
+    made = product(policy.cast(x), policy.cast(jnp.concatenate([kernel for kernel, _ in weights], axis=1)))
     if use_bias:
-        product += policy.cast(jnp.concatenate([bias for _, bias in weights]))
-    return [part.reshape(*x.shape[:-1], heads, width) for part in jnp.split(product, len(names), axis=-1)]
+        made += policy.cast(jnp.concatenate([bias for _, bias in weights]))
+    return [part.reshape(*x.shape[:-1], heads, width) for part in jnp.split(made, len(names), axis=-1)]

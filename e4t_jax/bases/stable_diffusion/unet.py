@@ -18,7 +18,17 @@ from jaxtyping import Float, Num
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.attention import attend, project
-from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS, Conv, Downsample, GroupNorm, Map, ResidualBlock, Upsample, gelu
+from e4t_jax.bases.stable_diffusion.layers import (
+    ACTIVATIONS,
+    Conv,
+    Dense,
+    Downsample,
+    GroupNorm,
+    Map,
+    ResidualBlock,
+    Upsample,
+    gelu,
+)
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 
 # Keys of a U-Net's configuration that have one value here, or several of one meaning; others change what is computed.
@@ -214,7 +224,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch waves"]) -> Float[Array, "batch width"]:
-        linear = partial(nn.Dense, self.width, dtype=self.policy.dtype)
+        linear = partial(Dense, self.width, dtype=self.policy.dtype)
         return linear(name="linear_2")(ACTIVATIONS[self.activation](linear(name="linear_1")(x)))
 
 
@@ -286,7 +296,7 @@ class Transformer(nn.Module):
     def __call__(self, x: Map, text: Text) -> Map:
         batch, height, width, channels = x.shape
         # The two kinds of projection compute the same; only their weights' shapes differ.
-        projection = partial(nn.Dense, dtype=self.policy.dtype) if self.linear else partial(Conv, size=1, policy=self.policy)
+        projection = partial(Dense, dtype=self.policy.dtype) if self.linear else partial(Conv, size=1, policy=self.policy)
         inner = channels // self.heads * self.heads
         h = projection(inner, name="proj_in")(GroupNorm(self.groups, _TRANSFORMER_EPSILON, self.policy, name="norm")(x))
         h = h.reshape(batch, height * width, inner)
@@ -325,7 +335,7 @@ class Attention(nn.Module):
             (query,) = split(x, ("to_q",))
             key, value = split(source, ("to_k", "to_v"))
         attended = attend(query, key, value, self.policy).reshape(x.shape)
-        return nn.Dense(width, dtype=self.policy.dtype, name="to_out_0")(attended)
+        return Dense(width, dtype=self.policy.dtype, name="to_out_0")(attended)
 
 
 class FeedForward(nn.Module):
@@ -336,7 +346,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         gated = Gate(4 * x.shape[-1], self.policy, name="net_0")(x)
-        return nn.Dense(x.shape[-1], dtype=self.policy.dtype, name="net_2")(gated)
+        return Dense(x.shape[-1], dtype=self.policy.dtype, name="net_2")(gated)
 
 
 class Gate(nn.Module):
@@ -347,5 +357,5 @@ class Gate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        hidden, gate = jnp.split(nn.Dense(2 * self.width, dtype=self.policy.dtype, name="proj")(x), 2, axis=-1)
+        hidden, gate = jnp.split(Dense(2 * self.width, dtype=self.policy.dtype, name="proj")(x), 2, axis=-1)
         return hidden * gelu(gate)
