@@ -84,10 +84,11 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def given(domain: Any, scope: str) -> tuple[Any, Any]:
-    """What all concepts share, and one's own: random latents, one caption."""
+    """What all concepts share, and one's own: random latents, as many captions as are read off a bare picture."""
     import jax
     import numpy as np
 
+    from e4t_jax.training.personalise import PROMPTS
     from e4t_jax.training.tune import TuneSettings, Views
 
     generator, base = np.random.default_rng(0), domain.base
@@ -95,7 +96,7 @@ def given(domain: Any, scope: str) -> tuple[Any, Any]:
     clip = generator.standard_normal((domain.method.encoder.clip_layers, base.clip_width), np.float32)
     views = Views(latents, clip, np.ones(latents.shape[:3], np.float32))
     recipe = TuneSettings(scope=scope, steps=_STEPS, batch_size=_BATCH).recipe(domain.regularisation)
-    own = views, tuple(domain.tokenize(["a photo of *s in the snow"])), np.uint32(1)
+    own = views, tuple(domain.tokenize(["a photo of *s in the snow"] * PROMPTS)), np.uint32(1)
     return (domain.method, domain.frozen, jax.random.key(0), recipe), own
 
 
@@ -128,19 +129,18 @@ def flops(domain: Any, scope: str) -> float:
     """Of one step, before the compiler's own savings."""
     import jax
 
-    from e4t_jax.objective import e4t_loss, see_features
+    from e4t_jax.objective import e4t_loss
     from e4t_jax.scopes import find_scope
     from e4t_jax.training.tune import draw_batch, start
 
     (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
     batch = draw_batch(views, prompts, key, key, recipe.batch_size)
-    fresh = find_scope(scope).fresh_features
-    seen = None if fresh else jax.eval_shape(see_features, method, frozen, batch.latents, key)
+    predicted = None if find_scope(scope).fresh_word else jax.numpy.zeros(domain.base.text_width)
 
-    def loss(trainable: Any, frozen: Any, batch: Any, seen: Any) -> Any:
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, seen=seen)[0]
+    def loss(trainable: Any, frozen: Any, batch: Any, predicted: Any) -> Any:
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, predicted=predicted)[0]
 
-    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, batch, seen)
+    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, batch, predicted)
     return float(step.cost_analysis()["flops"])
 
 

@@ -88,9 +88,10 @@ class ConceptBatch(NamedTuple):
 
     latents: Float[Array, "batch height width channels"]
     clip: Float[Array, "batch layers clip_width"]  # φ_clip of the same pictures
-    ids: Int[Array, "batch length"]  # prompts
-    placeholder: Bool[Array, "batch length"]
+    ids: Int[Array, "prompts length"]
+    placeholder: Bool[Array, "prompts length"]
     mask: Float[Array, "batch height width"] | None = None  # at the latents' resolution
+    prompt: Int[Array, "batch"] | None = None  # which prompt is a picture's; each has its own where not given
 
 
 def effective_unet(trainable: Trainable, frozen: Frozen) -> Params:
@@ -120,7 +121,24 @@ def concept_word(
     features: Float[Array, "batch features"],
 ) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
     """(e*, s (E + r)): the word embedding e* = e_d + s (E + r) and its offset from the domain's word."""
-    predicted = method.encoder.apply({"params": own_encoder(trainable, frozen)}, folded, features)
+    return add_to_domain_word(method, trainable, frozen, predict(method, trainable, frozen, folded, features))
+
+
+def predict(
+    method: Method,
+    trainable: Trainable,
+    frozen: Frozen,
+    folded: Float[Array, "batch clip_width"],
+    features: Float[Array, "batch features"],
+) -> Float[Array, "batch text_width"]:
+    """E."""
+    return method.encoder.apply({"params": own_encoder(trainable, frozen)}, folded, features)
+
+
+def add_to_domain_word(
+    method: Method, trainable: Trainable, frozen: Frozen, predicted: Float[Array, "batch text_width"]
+) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
+    """(e*, s (E + r)) from E."""
     if trainable.residual is not None:
         predicted = predicted + trainable.residual
     offset = method.scale * predicted
@@ -150,15 +168,11 @@ def e4t_loss(
     key: PRNGKeyArray,
     *,
     regularisation: float | Float[Array, ""],
-    seen: Float[Array, "batch features"] | None = None,
+    predicted: Float[Array, "text_width"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms).
-
-    Where φ was `seen` before (`see_features`), each draw takes that of its place in time.
-    """
-    t, noise = draw(method, len(batch.latents), key)
-    features = None if seen is None else seen[jnp.argsort(jnp.argsort(t))]
-    return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=regularisation, features=features)
+    """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
+    draws = draw(method, len(batch.latents), key)
+    return e4t_loss_at(method, trainable, frozen, batch, *draws, regularisation=regularisation, predicted=predicted)
 
 
 def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
@@ -173,13 +187,18 @@ def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
     return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
 
 
-def see_features(
-    method: Method, frozen: Frozen, latents: Float[Array, "batch height width channels"], key: PRNGKeyArray
-) -> Float[Array, "batch features"]:
-    """φ through the domain's offsets, for draws of timesteps and noise from `key`, in the order of the timesteps."""
+def mean_prediction(
+    method: Method,
+    frozen: Frozen,
+    latents: Float[Array, "batch height width channels"],
+    clip: Float[Array, "batch layers clip_width"],
+    key: PRNGKeyArray,
+) -> Float[Array, "text_width"]:
+    """E of a domain, the mean over draws of timesteps and noise from `key`, one a picture."""
     t, noise = draw(method, len(latents), key)
     unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
-    return method.base.features(unet, z_t, t, empty_states(method, frozen, len(latents)))[jnp.argsort(t)]
+    features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(latents)))
+    return predict(method, Trainable(), frozen, fold(method, Trainable(), frozen, clip), features).mean(axis=0)
 
 
 def e4t_loss_at(
@@ -192,20 +211,26 @@ def e4t_loss_at(
     *,
     regularisation: float | Float[Array, ""],
     mean_mask: Float[Array, ""] | None = None,
-    features: Float[Array, "batch features"] | None = None,
+    predicted: Float[Array, "text_width"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The E4T loss at given timesteps and noise; λ = `regularisation`.
 
     For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
-    φ may be given as `features`: then it is no function of the offsets, and the U-Net's pass that it comes from is not run.
+    E may be given as `predicted`, one for all pictures: then it is no function of offsets and timestep, the U-Net's pass that φ
+    comes from is not run, and every prompt is read once.
     """
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
-    if features is None:
+    if predicted is None:
         features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(z_t)))
-    folded = fold(method, trainable, frozen, batch.clip)
-    word, offset = concept_word(method, trainable, frozen, folded, features)
-    text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
+        folded = fold(method, trainable, frozen, batch.clip)
+        word, offset = concept_word(method, trainable, frozen, folded, features)
+        ids, placeholder = _of_each(batch.prompt, (batch.ids, batch.placeholder))
+        text = prompt_states(method, frozen, ids, placeholder, word)
+    else:
+        word, offset = add_to_domain_word(method, trainable, frozen, predicted[None])
+        words = jnp.broadcast_to(word, (len(batch.ids), word.shape[1]))
+        text = _of_each(batch.prompt, prompt_states(method, frozen, batch.ids, batch.placeholder, words))
     output = method.base.denoise(unet, z_t, t, text)[0]
     error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
     mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
@@ -215,3 +240,8 @@ def e4t_loss_at(
     size = jnp.mean(jnp.sum(offset**2, axis=-1))
     loss = denoising + regularisation * size
     return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.mean(jnp.linalg.norm(offset, axis=-1))}
+
+
+def _of_each(which: Int[Array, "batch"] | None, of_prompts: Any) -> Any:
+    """From a row a prompt to a row a picture."""
+    return of_prompts if which is None else jax.tree.map(lambda leaf: leaf[which], of_prompts)

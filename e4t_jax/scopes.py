@@ -22,16 +22,16 @@ class Scope:
     word_rate: float = 0.0  # of that residual
     encoder: bool = False
     unet: bool = False
-    # Whether φ_unet is seen anew in every step, and followed by the gradient. That costs a fifth of a step, and of offsets that
-    # learn beside an encoder that does not, the likeness is the same without (docs/benchmarks.md).
-    fresh_features: bool = True
+    # Whether the encoder predicts the word anew for every draw, and the gradient follows φ_unet. That costs a third of a step, and
+    # of offsets that learn beside an encoder that does not, the likeness is the same without (docs/benchmarks.md).
+    fresh_word: bool = True
     # How many of them a number of the factors' rows, and of their columns, has in a concept's file; float16 where not given. What
     # they cost and keep is in docs/results.md.
     bits: tuple[int, int] | None = None
 
 
 SCOPES: dict[str, Scope] = {
-    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.08, fresh_features=False, bits=(4, 5)),
+    "compact": Scope(rank=1, learning_rate=0.05, residual=True, word_rate=0.08, fresh_word=False, bits=(4, 5)),
     "head": Scope(rank=3, learning_rate=0.05, encoder=True),
     "full": Scope(rank=3, learning_rate=0.02, encoder=True, unet=True),
 }

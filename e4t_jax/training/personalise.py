@@ -28,7 +28,7 @@ from e4t_jax.objective import Frozen, Method, Trainable, fold
 from e4t_jax.training.tune import Prompts, Recipe, Views, tune_one
 
 _VIEWS = 6
-_PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
+PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
 
 
 class Captions(NamedTuple):
@@ -97,5 +97,5 @@ def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Promp
     assert run.captions is not None, "a picture has no caption, and there is none to choose"
     ids, placeholder = run.captions
     weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
-    picked = pick_captions(weights, _PROMPTS)
+    picked = pick_captions(weights, PROMPTS)
     return ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]

@@ -3,8 +3,8 @@
     step k:   batch_k ~ views of the picture × prompts × (t, ε)
               trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
 
-In a scope whose encoder stays the domain's, φ is seen once, before the first step (`Scope.fresh_features`): one draw of each of
-`batch_size` slices of the schedule. In every step after, a draw takes φ of its own slice.
+In a scope whose encoder stays the domain's, E is predicted once, before the first step, as its mean over a draw of
+(t, ε) for each view (`Scope.fresh_word`).
 
 The steps are a `lax.scan`; many concepts are this, many times over (`chunks`).
 """
@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss, see_features
+from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss, mean_prediction
 from e4t_jax.offsets import init_factors
 from e4t_jax.ranges import check_ranges
 from e4t_jax.scopes import find_scope
@@ -107,16 +107,16 @@ def tune_one(
     method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
 ) -> tuple[Trainable, Float[Array, " steps"]]:
     """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
-    start_key, see_key, draw_key = jax.random.split(key, 3)
+    start_key, word_key, draw_key = jax.random.split(key, 3)
     trainable = start(method, frozen, recipe.scope, start_key)
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
-    seen = None
-    if not find_scope(recipe.scope).fresh_features:
-        rows = jnp.arange(recipe.batch_size) % len(views.latents)
-        seen = see_features(method, frozen, views.latents[rows], see_key)
+    predicted = None
+    if not find_scope(recipe.scope).fresh_word:
+        clip = jnp.broadcast_to(views.clip, (len(views.latents), *views.clip.shape))
+        predicted = mean_prediction(method, frozen, views.latents, clip, word_key)
 
     def loss(trainable, frozen, batch, key):
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, seen=seen)
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, predicted=predicted)
 
     def step(state, step_key):
         view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
@@ -132,6 +132,6 @@ def draw_batch(views: Views, prompts: Prompts, view_key: PRNGKeyArray, prompt_ke
     """`batch_size` draws of a view and a prompt."""
     which = jax.random.randint(view_key, (batch_size,), 0, views.latents.shape[0])
     ids, placeholder = prompts
-    row = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
+    prompt = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
     clip = jnp.broadcast_to(views.clip, (batch_size, *views.clip.shape))
-    return ConceptBatch(views.latents[which], clip, ids[row], placeholder[row], views.mask[which])
+    return ConceptBatch(views.latents[which], clip, ids, placeholder, views.mask[which], prompt)

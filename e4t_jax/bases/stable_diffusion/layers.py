@@ -139,7 +139,8 @@ class GroupNorm(nn.Module):
     """(x - mean) / √(variance + ε) · scale + bias over space and the channels of a group (Wu & He 2018, arXiv 1803.08494).
 
     One pass: Σx and Σx² of every channel, from which the groups' statistics follow, and then y = a x + b with a and b of
-    every picture and channel.
+    every picture and channel. From channels to groups and back it goes by products with the matrix of who is a member of what:
+    an entry of the map then meets a number of its own channel, not of a group, which is a fiftieth of a tuning step on a CPU.
     """
 
     groups: int
@@ -148,21 +149,20 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Map) -> Map:
-        batch, height, width, channels = x.shape
+        _, height, width, channels = x.shape
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x = x.astype(jnp.float32)
 
-        def mean(sums: Float[Array, "batch channels"]) -> Float[Array, "batch groups 1"]:
-            count = height * width * channels // self.groups
-            return sums.reshape(batch, self.groups, -1).sum(axis=2, keepdims=True) / count
-
-        mean_x, mean_square = mean(x.sum(axis=(1, 2))), mean(jnp.square(x).sum(axis=(1, 2)))
-        variance = jnp.maximum(mean_square - jnp.square(mean_x), 0)
-        a = jax.lax.rsqrt(variance + self.epsilon) * scale.reshape(self.groups, -1)
-        b = bias.reshape(self.groups, -1) - mean_x * a
-        a, b = a.reshape(batch, 1, 1, channels), b.reshape(batch, 1, 1, channels)
-        return self.policy.cast(x * a + b)
+        each = channels // self.groups
+        member = (jnp.arange(channels)[:, None] // each == jnp.arange(self.groups)).astype(jnp.float32)
+        exact = partial(jnp.matmul, precision="highest")
+        sums = jnp.stack([x.sum(axis=(1, 2)), jnp.square(x).sum(axis=(1, 2))])
+        mean, mean_square = exact(sums, member) / (height * width * each)
+        inverse = jax.lax.rsqrt(jnp.maximum(mean_square - jnp.square(mean), 0) + self.epsilon)
+        inverse, shift = exact(jnp.stack([inverse, mean * inverse]), member.T)
+        a, b = scale * inverse, bias - scale * shift
+        return self.policy.cast(x * a[:, None, None] + b[:, None, None])
 
 
 class ResidualBlock(nn.Module):
