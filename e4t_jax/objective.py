@@ -131,7 +131,7 @@ def predict(
     folded: Float[Array, "batch clip_width"],
     features: Float[Array, "batch features"],
 ) -> Float[Array, "batch text_width"]:
-    """E."""
+    """E of the folded pictures and φ."""
     return method.encoder.apply({"params": own_encoder(trainable, frozen)}, folded, features)
 
 

@@ -107,13 +107,14 @@ def tune_one(
     method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
 ) -> tuple[Trainable, Float[Array, " steps"]]:
     """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
-    start_key, word_key, draw_key = jax.random.split(key, 3)
+    start_key, draw_key = jax.random.split(key)
+    keys = jax.random.split(draw_key, recipe.steps + 1)
     trainable = start(method, frozen, recipe.scope, start_key)
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
     predicted = None
     if not find_scope(recipe.scope).fresh_word:
         clip = jnp.broadcast_to(views.clip, (len(views.latents), *views.clip.shape))
-        predicted = mean_prediction(method, frozen, views.latents, clip, word_key)
+        predicted = mean_prediction(method, frozen, views.latents, clip, keys[-1])
 
     def loss(trainable, frozen, batch, key):
         return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, predicted=predicted)
@@ -124,7 +125,7 @@ def tune_one(
         state, metrics = update(loss, tx, state, frozen, batch, loss_key)
         return state, metrics["loss"]
 
-    state, losses = jax.lax.scan(step, init_state(trainable, tx), jax.random.split(draw_key, recipe.steps))
+    state, losses = jax.lax.scan(step, init_state(trainable, tx), keys[:-1])
     return state.params, losses
 
 
