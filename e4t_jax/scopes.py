@@ -22,8 +22,8 @@ class Scope:
     word_rate: float = 0.0  # of that residual
     encoder: bool = False
     unet: bool = False
-    # Whether the encoder predicts the word anew for every draw, and the gradient follows φ_unet. That costs a quarter of a step, and
-    # of offsets that learn beside an encoder that does not, the likeness is the same without (docs/benchmarks.md).
+    # Whether the encoder predicts the word anew for every draw, and the gradient follows φ_unet. That costs a quarter of a step,
+    # and of offsets that learn beside an encoder that does not, the likeness is the same without (docs/benchmarks.md).
     fresh_word: bool = True
     # How many of them a number of the factors' rows, and of their columns, has in a concept's file; float16 where not given. What
     # they cost and keep is in docs/results.md.
