@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.diffusion import add_noise, draw_noise, training_target
-from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, fold, prompt_states
+from e4t_jax.objective import Frozen, Method, Trainable, add_to_domain_word, effective_unet, predict_of_one, prompt_states
 
 # Timesteps, as shares of the schedule, at which the noise hides details and leaves place and medium open.
 _FROM, _TO = 0.3, 0.8
@@ -47,9 +47,7 @@ def caption_error(
     z_t = add_noise(method.schedule, z0, noise, t)
     target = training_target(method.schedule, z0, noise, t)
     unet = effective_unet(Trainable(), frozen)
-    features = method.base.features(unet, z_t, t, empty_states(method, frozen, draws))
-    folded = fold(method, Trainable(), frozen, clip[None])
-    word, _ = concept_word(method, Trainable(), frozen, jnp.broadcast_to(folded, (draws, folded.shape[-1])), features)
+    word, _ = add_to_domain_word(method, Trainable(), frozen, predict_of_one(method, frozen, unet, z_t, t, clip))
 
     def error(ids: Int[Array, " length"], placeholder: Bool[Array, " length"]) -> Float[Array, " draws"]:
         own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in (ids, placeholder))

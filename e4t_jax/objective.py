@@ -187,18 +187,31 @@ def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
     return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
 
 
+def predict_of_one(
+    method: Method,
+    frozen: Frozen,
+    unet: Params,
+    z_t: Float[Array, "draws height width channels"],
+    t: Int[Array, "draws"],
+    clip: Float[Array, "states clip_width"],
+) -> Float[Array, "draws text_width"]:
+    """A domain's E of one picture at several timesteps; `unet` has the offsets merged."""
+    features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(z_t)))
+    folded = fold(method, Trainable(), frozen, clip[None])
+    return predict(method, Trainable(), frozen, jnp.broadcast_to(folded, (len(z_t), folded.shape[-1])), features)
+
+
 def mean_prediction(
     method: Method,
     frozen: Frozen,
-    latents: Float[Array, "batch height width channels"],
-    clip: Float[Array, "batch layers clip_width"],
+    latents: Float[Array, "views height width channels"],
+    clip: Float[Array, "states clip_width"],
     key: PRNGKeyArray,
 ) -> Float[Array, "text_width"]:
-    """E of a domain, the mean over draws of timesteps and noise from `key`, one a picture."""
+    """A domain's E of one picture, the mean over a draw of timestep and noise from `key` for each of its views."""
     t, noise = draw(method, len(latents), key)
     unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
-    features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(latents)))
-    return predict(method, Trainable(), frozen, fold(method, Trainable(), frozen, clip), features).mean(axis=0)
+    return predict_of_one(method, frozen, unet, z_t, t, clip).mean(axis=0)
 
 
 def e4t_loss_at(

@@ -113,8 +113,7 @@ def tune_one(
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
     predicted = None
     if not find_scope(recipe.scope).fresh_word:
-        clip = jnp.broadcast_to(views.clip, (len(views.latents), *views.clip.shape))
-        predicted = mean_prediction(method, frozen, views.latents, clip, keys[-1])
+        predicted = mean_prediction(method, frozen, views.latents, views.clip, keys[-1])
 
     def loss(trainable, frozen, batch, key):
         return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, predicted=predicted)
