@@ -35,7 +35,7 @@ test-full: .venv/.tested ## the slow ones too
 fuzz: .venv/.tested ## odd inputs, damaged files and killed runs for as long as it takes, other ones every time
 	E4T_FUZZ=20 $(BIN)/python -m pytest --timeout 36000 -m "slow or not slow" \
 		tests/test_fuzz.py tests/test_storage.py tests/training/test_checkpoints.py tests/training/test_killed_runs.py
-	$(BIN)/python tests/odd_inputs.py $$(date +%s)
+	$(BIN)/python tests/helpers/odd_inputs.py $$(date +%s)
 
 newest: ## print the newest Python there is, 3.13 or later
 	@test -n "$(NEWEST)" || { echo "No Python 3.13 was found; name one: make test-newest NEWEST=python3.13" >&2; exit 1; }
@@ -52,7 +52,7 @@ wheel: setup ## build the package, install it elsewhere, use it from an empty fo
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/e4t_jax-*.whl
-	.venv-wheel/bin/python tests/installed.py
+	.venv-wheel/bin/python tests/helpers/installed.py
 
 lint: .venv/.tested ## style and types
 	$(BIN)/ruff check .

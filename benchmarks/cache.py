@@ -28,8 +28,8 @@ def main() -> None:
     options = parser.parse_args()
     keep_compiled_programs()
     use_all_cores()
-    from e4t_jax.caching import cache
-    from e4t_jax.creatures.trial import held_out, write_pictures
+    from e4t_jax.creatures.judging.personalisation_trial import held_out, write_pictures
+    from e4t_jax.pretraining.encode_once import cache
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

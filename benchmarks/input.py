@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from e4t_jax.chunks import core_count
-from e4t_jax.creatures.tokenizer import build_tokenizer
+from e4t_jax.creatures.learning.tokenizer import build_tokenizer
 from e4t_jax.data.batches import training_batches
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, to_record, write_shard
 from e4t_jax.data.sources import open_pictures
-from e4t_jax.prompts import templates, tokenize
+from e4t_jax.machine import core_count
+from e4t_jax.templates import templates
+from e4t_jax.words import tokenize
 
 SIZE = 512
 SHAPES = {"latents": [64, 64, 4], "clip": [16, 1280], "mask": [64, 64]}  # what the encoder sees of ViT-H/14, and Stable Diffusion's

@@ -66,7 +66,7 @@ def main() -> None:
 
 def chip_of(name: str) -> tuple[Any, float]:
     """One chip of that kind, and the memory it has for a program."""
-    from e4t_jax.aot import topology_devices
+    from e4t_jax.pretraining.aot import topology_devices
 
     topology, room = _CHIPS[name]
     return topology_devices(topology)[0], room
@@ -79,8 +79,8 @@ def prepared(base: str, scope: str, batch_size: int, device: Any) -> tuple[Calla
 
     from e4t_jax.bases import load_base_shapes
     from e4t_jax.objective import make_method
-    from e4t_jax.training.pretrain import given_of, init_trainable
-    from e4t_jax.training.tune import TuneSettings, Views, tune_one
+    from e4t_jax.pretraining.step import given_of, init_trainable
+    from e4t_jax.tuning.tune import TuneSettings, Views, tune_one
 
     model, params = load_base_shapes(base, dtype="bfloat16", remat="blocks")
     method = make_method(model, "creature")

@@ -30,9 +30,9 @@ def child() -> None:
     from e4t_jax.samplers import sampler
 
     try:
-        from e4t_jax.domain_files import load_domain
-        from e4t_jax.training.tune import Recipe as Settings
-        from e4t_jax.training.tune import Views, tune_one
+        from e4t_jax.files.domain_files import load_domain
+        from e4t_jax.tuning.tune import Recipe as Settings
+        from e4t_jax.tuning.tune import Views, tune_one
     except ImportError:  # revisions before the rooms were built
         from e4t_jax.tune import TuneSettings as Settings
         from e4t_jax.tune import Views, tune_one

@@ -62,7 +62,7 @@ def pictures(folder: Path | None, count: int) -> list[Any]:
     """Up to `count` of the files in a folder, or pictures of the drawn world."""
     if folder is not None:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))[:count]
-    from e4t_jax.creatures.trial import held_out
+    from e4t_jax.creatures.judging.personalisation_trial import held_out
 
     return list(held_out(3, count, split="validation").pictures)
 

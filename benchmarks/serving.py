@@ -34,9 +34,9 @@ def main() -> None:
 
     import numpy as np
 
-    from e4t_jax.creatures.trial import held_out
-    from e4t_jax.domain_files import load_domain
-    from e4t_jax.serving import Tuner
+    from e4t_jax.creatures.judging.personalisation_trial import held_out
+    from e4t_jax.files.domain_files import load_domain
+    from e4t_jax.tuning.tuner import Tuner
 
     pictures = list(held_out(options.seed, options.pictures, split="validation").pictures)
     began = time.perf_counter()

@@ -16,8 +16,8 @@ def subject(base_name: str, **policy: str) -> Domain:
     Errors: `UserError` for a name that leads nowhere.
     """
     from e4t_jax.bases import load_base
-    from e4t_jax.creatures.ladder import untrained_domain
-    from e4t_jax.domain_files import load_domain
+    from e4t_jax.creatures.learning.ladder import untrained_domain
+    from e4t_jax.files.domain_files import load_domain
 
     if base_name == "creatures":
         return load_domain(base_name, **policy)

@@ -52,7 +52,7 @@ def main() -> None:
 
 def draw_pictures(count: int, folder: Path) -> list[Path]:
     """PNG files of validation identities; three of them empty, a text, and cut off."""
-    from e4t_jax.creatures.trial import held_out, write_pictures
+    from e4t_jax.creatures.judging.personalisation_trial import held_out, write_pictures
 
     paths = write_pictures(held_out(3, count, split="validation"), folder, "picture")
     empty, text, cut = (paths[row] for row in (count // 10, count // 3, count - 2))

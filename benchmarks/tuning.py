@@ -45,7 +45,7 @@ def main() -> None:
 
     import jax
 
-    from e4t_jax.training.speed import peak_of
+    from e4t_jax.training.flops import peak_of
 
     domain = subject(options.base, dtype=options.dtype)
     peak = peak_of(jax.devices()[0].device_kind)
@@ -88,8 +88,8 @@ def given(domain: Any, scope: str) -> tuple[Any, Any]:
     import jax
     import numpy as np
 
-    from e4t_jax.training.personalise import PROMPTS
-    from e4t_jax.training.tune import TuneSettings, Views
+    from e4t_jax.tuning.personalise import PROMPTS
+    from e4t_jax.tuning.tune import TuneSettings, Views
 
     generator, base = np.random.default_rng(0), domain.base
     latents = generator.standard_normal((6, *base.latent_shape), np.float32)
@@ -104,14 +104,14 @@ def tune(shared: Any, own: Any) -> Any:
     """Five steps of one concept, without what prepares its picture."""
     import jax
 
-    from e4t_jax.training.tune import tune_one
+    from e4t_jax.tuning.tune import tune_one
 
     (method, frozen, key, recipe), (views, prompts, number) = shared, own
     return tune_one(method, frozen, views, prompts, jax.random.fold_in(key, number), recipe)
 
 
 def prepare(domain: Any, scope: str, count: int) -> Case:
-    from e4t_jax.chunks import fitted
+    from e4t_jax.tuning.batching import fitted
 
     shared, own = given(domain, scope)
     began = time.perf_counter()
@@ -130,8 +130,8 @@ def flops(domain: Any, scope: str) -> float:
     import jax
 
     from e4t_jax.objective import e4t_loss
-    from e4t_jax.scopes import find_scope
-    from e4t_jax.training.tune import draw_batch, start
+    from e4t_jax.tuning.scopes import find_scope
+    from e4t_jax.tuning.tune import draw_batch, start
 
     (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
     batch = draw_batch(views, prompts, key, key, recipe.batch_size)

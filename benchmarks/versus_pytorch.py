@@ -33,7 +33,7 @@ def main() -> None:
     import torch
 
     from e4t_jax import bases
-    from e4t_jax.domain_files import load_domain
+    from e4t_jax.files.domain_files import load_domain
 
     torch.set_num_threads(1)
     domain = load_domain("creatures")
@@ -76,7 +76,7 @@ def trajectories(domain: Any, folder: Path) -> dict[str, dict[str, float]]:
     from e4t_jax.bases.stable_diffusion.names import to_torch, torch_name
     from e4t_jax.objective import e4t_loss_at
     from e4t_jax.training.loop import init_state, update
-    from e4t_jax.training.tune import start
+    from e4t_jax.tuning.tune import start
 
     method, frozen, steps = domain.method, domain.frozen, draws(domain)
     plain = Plain(folder, method.empty_ids, int(method.domain_id), domain.scale)

@@ -11,29 +11,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from e4t_jax.bases import load_base
-    from e4t_jax.concept import Concept, load_concept, save_concept
+    from e4t_jax.concept import Concept
     from e4t_jax.domain import Domain, to_pil
-    from e4t_jax.domain_files import load_domain, save_domain
     from e4t_jax.errors import UserError
-    from e4t_jax.pretraining import DomainSettings, pretrain
+    from e4t_jax.files.concept_files import load_concept, save_concept
+    from e4t_jax.files.domain_files import load_domain, save_domain
+    from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+    from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
-    from e4t_jax.serving import Tuner
-    from e4t_jax.training.pretrain import PretrainSettings
-    from e4t_jax.training.tune import TuneSettings
+    from e4t_jax.tuning.tune import TuneSettings
+    from e4t_jax.tuning.tuner import Tuner
 
     __version__: str
 
 _HOMES = {
     "e4t_jax.bases": ("load_base",),
-    "e4t_jax.concept": ("Concept", "load_concept", "save_concept"),
+    "e4t_jax.concept": ("Concept",),
+    "e4t_jax.files.concept_files": ("load_concept", "save_concept"),
     "e4t_jax.domain": ("Domain", "to_pil"),
-    "e4t_jax.domain_files": ("load_domain", "save_domain"),
+    "e4t_jax.files.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
-    "e4t_jax.pretraining": ("DomainSettings", "pretrain"),
+    "e4t_jax.pretraining.pretrain": ("DomainSettings", "pretrain"),
     "e4t_jax.sample": ("SampleSettings",),
-    "e4t_jax.serving": ("Tuner",),
-    "e4t_jax.training.pretrain": ("PretrainSettings",),
-    "e4t_jax.training.tune": ("TuneSettings",),
+    "e4t_jax.tuning.tuner": ("Tuner",),
+    "e4t_jax.pretraining.step": ("PretrainSettings",),
+    "e4t_jax.tuning.tune": ("TuneSettings",),
 }
 __all__ = [
     "Concept",

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.diffusion import add_noise, draw_noise, training_target
 from e4t_jax.objective import Frozen, Method, Trainable, add_to_domain_word, effective_unet, predict_of_one, prompt_states
+from e4t_jax.process import add_noise, draw_noise, training_target
 
 # Timesteps, as shares of the schedule, at which the noise hides details and leaves place and medium open.
 _FROM, _TO = 0.3, 0.8

@@ -1,31 +1,15 @@
-"""A personalised concept: what tuning learned about one picture, a small file of its own.
-
-A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
-`bits`, the factors are quantised (`quantise`). All rows lie in one tensor and all columns in another, each with a scale a kernel,
-in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and carries a checksum.
-"""
+"""A personalised concept: what tuning learned about one picture."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
 from e4t_jax.arrays import Array
-from e4t_jax.errors import UserError
 from e4t_jax.objective import Trainable
-from e4t_jax.offsets import Factors
-from e4t_jax.quantise import dequantise, pack_bits, quantise, unpack_bits
-from e4t_jax.scopes import SCOPES, find_scope
-from e4t_jax.storage import pack, unpack, write_file
-
-_KIND = "e4t concept"
-_SIDES = ("rows", "columns")
 
 
 class Concept(NamedTuple):
@@ -41,95 +25,3 @@ class Concept(NamedTuple):
     def __repr__(self) -> str:
         numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))
         return f"Concept({self.name!r}, scope={self.scope!r}, {numbers} numbers, domain {self.domain})"
-
-
-def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
-    """Writes a concept as its scope says, or all of it as `dtype`; returns the size of the file in bytes.
-
-    Errors: `UserError` when it cannot be written, or holds numbers that the file cannot.
-    """
-    content = concept_bytes(concept, dtype)
-    write_file(Path(path), content)
-    return len(content)
-
-
-def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
-    """What a concept's file holds; with `dtype` nothing is quantised.
-
-    Errors: `UserError` for numbers that the file cannot hold, and for an unknown scope.
-    """
-    tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
-    header: dict[str, Any] = {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin}
-    bits = find_scope(concept.scope).bits if dtype is None and tree.get("factors") else None
-    tensors: dict[str, np.ndarray] = {}
-    if bits is not None:
-        tensors, layout = _quantised(tree.pop("factors"), bits)
-        header |= {"layout": layout, "bits": list(bits)}
-    number = np.dtype(np.float16 if dtype is None else dtype)
-    # A factor's key is a path itself, so parts are joined by a sign that no path holds.
-    flat = flatten_dict({**tree, "folded": concept.folded}, sep="|")
-    with np.errstate(over="ignore"):
-        tensors |= {name: np.asarray(leaf).astype(number) for name, leaf in flat.items()}
-    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-        raise UserError(f"{concept.name} holds numbers beyond {number}; lower the learning rate it was tuned with.")
-    return pack(tensors, header)
-
-
-def _quantised(factors: Factors, bits: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
-    """Tensors of the file, and their layout."""
-    names = sorted(factors)
-    layout = {name: [*(len(factors[name][side]) for side in _SIDES), factors[name]["rows"].shape[1]] for name in names}
-    tensors = {}
-    for side, each in zip(_SIDES, bits, strict=True):
-        pairs = [quantise(np.asarray(factors[name][side]), each) for name in names]
-        tensors[f"{side}|codes"] = pack_bits(np.concatenate([codes.ravel() for codes, _ in pairs]), each)
-        tensors[f"{side}|scales"] = np.array([scale for _, scale in pairs], np.float32)
-    return tensors, layout
-
-
-def _dequantised(flat: dict[str, np.ndarray], header: dict[str, Any]) -> Factors:
-    """The factors, taken out of the file's tensors.
-
-    Errors: `ValueError`, `TypeError`, `AttributeError` or `KeyError` for a layout that the tensors do not have.
-    """
-    layout = sorted(header["layout"].items())
-    if not all(size > 0 for _, sizes in layout for size in sizes) or not all(0 < bits <= 8 for bits in header["bits"]):
-        raise ValueError("no layout")
-    factors: Factors = {name: {} for name, _ in layout}
-    for axis, (side, bits) in enumerate(zip(_SIDES, header["bits"], strict=True)):
-        shapes = [(sizes[axis], sizes[2]) for _, sizes in layout]
-        ends = np.cumsum([length * rank for length, rank in shapes])
-        codes = np.split(unpack_bits(flat.pop(f"{side}|codes"), bits, int(ends[-1])), ends[:-1])
-        for (name, _), shape, own, scale in zip(layout, shapes, codes, flat.pop(f"{side}|scales"), strict=True):
-            factors[name][side] = jnp.asarray(dequantise(own.reshape(shape), scale, bits))
-    return factors
-
-
-def load_concept(path: str | Path, domain: str | None = None) -> Concept:
-    """Reads a concept; `domain`, where given, is the fingerprint that it must have been tuned in.
-
-    Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
-    """
-    flat, header = unpack(Path(path), _KIND, "a concept")
-    scope = SCOPES.get(str(header.get("scope")))
-    allowed = {"folded", *(part for part in Trainable._fields if scope and getattr(scope, part, True))}
-    try:
-        factors = {"factors": _dequantised(flat, header)} if "layout" in header else {}
-        parts = {name.partition("|")[0] for name in flat}
-        if scope is None or not parts | set(factors) <= allowed:
-            raise UserError(f"{path} is no concept of this version; tune it again.")
-        if domain is not None and header.get("domain") != domain:
-            raise UserError(f"{path} was tuned in another domain or on another base; give the domain it was tuned with.")
-        tree = {**unflatten_dict(flat, sep="|"), **factors}
-        tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
-        folded = tree.pop("folded")
-        whole = folded.ndim == 1 and all(
-            {name: leaf.ndim for name, leaf in pair.items()} == {"rows": 2, "columns": 2}
-            for pair in tree.get("factors", {}).values()
-        )
-    # a name that is part and whole at once; a layout of other tensors
-    except (TypeError, ValueError, AttributeError, LookupError, OverflowError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} lacks a part of a concept; tune it again.")
-    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded, header.get("origin", ""))

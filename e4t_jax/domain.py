@@ -20,21 +20,22 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from e4t_jax.bases import Base, Params
-from e4t_jax.chunks import over
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image
-from e4t_jax.diffusion import draw_noise
-from e4t_jax.encode import Encoders
 from e4t_jax.errors import UserError
+from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors
-from e4t_jax.outcomes import Outcome, Outcomes
-from e4t_jax.prompts import PLACEHOLDER, TokenizedPrompts, scene_captions, tokenize
+from e4t_jax.process import draw_noise
 from e4t_jax.sample import Drawing, Personal, SampleSettings, draw
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
-from e4t_jax.training.personalise import Captions, Given, Personalised, Personalising, given, personalise
-from e4t_jax.training.tune import Prompts, Recipe, TuneSettings
+from e4t_jax.templates import scene_captions
+from e4t_jax.tuning.batching import over
+from e4t_jax.tuning.personalise import Captions, Given, Personalised, Personalising, given, personalise
+from e4t_jax.tuning.results import Outcome, Outcomes
+from e4t_jax.tuning.tune import Prompts, Recipe, TuneSettings
+from e4t_jax.words import PLACEHOLDER, TokenizedPrompts, tokenize
 
 _AHEAD = 64  # pictures read while others are tuned
 Track = Callable[[Iterable], Iterable]

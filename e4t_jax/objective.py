@@ -21,10 +21,11 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Base, Conditioning, Params
-from e4t_jax.diffusion import NoiseSchedule, add_noise, draw_noise, noise_schedule, training_target
+from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.offsets import Factors, merge
-from e4t_jax.prompts import domain_token_id, inject
+from e4t_jax.process import NoiseSchedule, add_noise, draw_noise, training_target
+from e4t_jax.words import domain_token_id, inject
 
 
 @struct.dataclass

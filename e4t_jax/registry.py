@@ -16,8 +16,8 @@ Kind = Literal["base", "domain", "data", "look"]
 _ENTRIES: dict[str, dict[str, str]] = {
     "base": {"creatures": "e4t_jax.creatures.shipped:base_folder"},
     "domain": {"creatures": "e4t_jax.creatures.shipped:domain_folder"},
-    "data": {"creatures": "e4t_jax.creatures.dataset:open_creatures", "fish": "e4t_jax.creatures.dataset:open_fish"},
-    "look": dict.fromkeys(("creatures", "fish"), "e4t_jax.creatures.validation:look_at_validation"),
+    "data": {"creatures": "e4t_jax.creatures.world.dataset:open_creatures", "fish": "e4t_jax.creatures.world.dataset:open_fish"},
+    "look": dict.fromkeys(("creatures", "fish"), "e4t_jax.creatures.judging.validation:look_at_validation"),
 }
 
 

@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
+from e4t_jax.checks import check_ranges
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
-from e4t_jax.ranges import check_ranges
 from e4t_jax.samplers import Sampler
 
 

@@ -30,8 +30,9 @@ from flax import struct
 from jaxtyping import Float, Int, Num, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.diffusion import LIMITED, SCHEDULERS, NoiseSchedule, clean_and_noise, draw_noise, limit_of, noise_schedule
+from e4t_jax.bases.scheduler_config import LIMITED, SCHEDULERS, limit_of, noise_schedule
 from e4t_jax.errors import UserError
+from e4t_jax.process import NoiseSchedule, clean_and_noise, draw_noise
 
 
 class SamplerState(NamedTuple):

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from e4t_jax.bases import Params, StableDiffusion, load_base, save_folder
-from e4t_jax.concept import Concept, save_concept
-from e4t_jax.creatures.base_config import base_configs
-from e4t_jax.creatures.tokenizer import build_tokenizer
+from e4t_jax.concept import Concept
+from e4t_jax.creatures.learning.base_config import base_configs
+from e4t_jax.creatures.learning.tokenizer import build_tokenizer
 from e4t_jax.data.images import encode_png
 from e4t_jax.domain import Domain
-from e4t_jax.domain_files import load_domain, save_domain
+from e4t_jax.files.concept_files import save_concept
+from e4t_jax.files.domain_files import load_domain, save_domain
 from e4t_jax.objective import make_method
+from e4t_jax.pretraining.step import init_trainable
 from e4t_jax.storage import write_file
-from e4t_jax.training.pretrain import init_trainable
-from e4t_jax.training.tune import start
+from e4t_jax.tuning.tune import start
 
 
 def tiny_base(**unet_options: Any) -> tuple[StableDiffusion, Params]:

@@ -77,7 +77,7 @@ def domain():
 def concept_batch(domain):
     """Four random pictures' latents, features and prompts, with a mask."""
     from e4t_jax.objective import ConceptBatch
-    from e4t_jax.prompts import tokenize
+    from e4t_jax.words import tokenize
 
     keys = jax.random.split(jax.random.key(2), 3)
     prompts = ["*s", "a photo of *s", "a cartoon of *s in the snow", "*s in the city"]

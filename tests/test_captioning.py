@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from e4t_jax.captioning import caption_error, caption_weights, pick_captions, read_scene
-from e4t_jax.creatures.attributes import CONTEXTS, STYLES
-from e4t_jax.creatures.pictures import as_floats
-from e4t_jax.creatures.trial import held_out
-from e4t_jax.domain_files import load_domain
+from e4t_jax.creatures.judging.personalisation_trial import held_out
+from e4t_jax.creatures.world.attributes import CONTEXTS, STYLES
+from e4t_jax.creatures.world.pictures import as_floats
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Trainable, e4t_loss_at
-from e4t_jax.prompts import SCENES, TEMPLATES, scene_captions
+from e4t_jax.templates import SCENES, TEMPLATES, scene_captions
 
 OPTIMISED = True  # the shipped domain computes for long
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t_jax import registry, scopes
-from e4t_jax.bases.registry import ARCHITECTURES
+from e4t_jax import registry
+from e4t_jax.bases.load import ARCHITECTURES
 from e4t_jax.evaluation.metrics import METRICS
 from e4t_jax.samplers import METHODS
+from e4t_jax.tuning import scopes
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,10 +16,10 @@ from PIL import Image
 from public_checkpoints import HAS_TORCH
 from sandbox import COMMANDS, attempt, call, half_written, make_world, nothing_compiled, same, snapshot
 
-from e4t_jax import domain_files
 from e4t_jax.bases import load_base
-from e4t_jax.concept import load_concept
 from e4t_jax.data.images import read_image
+from e4t_jax.files import domain_files
+from e4t_jax.files.concept_files import load_concept
 
 pytestmark = pytest.mark.compiles
 TIMES = int(os.environ.get("E4T_FUZZ", "0"))

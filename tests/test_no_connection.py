@@ -71,7 +71,7 @@ def test_no_command_connects(world, tmp_path, command, domain, request):
 
 def test_the_embedded_worlds_pictures_are_drawn_without_a_connection(tmp_path):
     """TFDS asks its bucket for data sets that it knows."""
-    from e4t_jax.creatures.dataset import CreaturesConfig, as_source
+    from e4t_jax.creatures.world.dataset import CreaturesConfig, as_source
 
     source = as_source("train", tmp_path, CreaturesConfig(train=2, validation=1, test=1))
     assert len(source) == 2 and os.listdir(tmp_path)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax.diffusion import add_noise, training_target
 from e4t_jax.objective import (
     Trainable,
     concept_word,
@@ -19,6 +18,7 @@ from e4t_jax.objective import (
     mean_prediction,
     prompt_states,
 )
+from e4t_jax.process import add_noise, training_target
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_mean_prediction_is_that_of_the_draws_one_by_one(domain, concept_bat
 
 def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):
     """e* stands at the placeholder's position, and moves what comes after it, wherever it is (causal text encoder)."""
-    from e4t_jax.prompts import tokenize
+    from e4t_jax.words import tokenize
 
     prompts = ["*s on the beach", "a photo of *s", "a cartoon of a small *s in the snow"]
     ids, placeholder = tokenize(domain.base.tokenizer, prompts)
@@ -149,7 +149,7 @@ def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):
 
 def test_domain_word_at_the_placeholder_is_the_plain_prompt(domain, frozen):
     """With e* = e_d the states are those of the prompt with the domain's word; 1e-6."""
-    from e4t_jax.prompts import tokenize
+    from e4t_jax.words import tokenize
 
     ids, placeholder = tokenize(domain.base.tokenizer, ["a photo of *s in the snow"])
     word = domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id[None])

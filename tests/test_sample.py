@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from e4t_jax.objective import Trainable
-from e4t_jax.prompts import tokenize
 from e4t_jax.sample import Drawing, Personal, draw, sample_latents
 from e4t_jax.samplers import sampler
+from e4t_jax.words import tokenize
 
 
 def draw_inputs(domain, concepts):

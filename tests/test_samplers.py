@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax import diffusion, samplers
+from e4t_jax import samplers
+from e4t_jax.bases import scheduler_config
 from e4t_jax.errors import UserError
 
 SHAPE = (2, 4, 4, 3)
@@ -98,7 +99,7 @@ def assert_same_steps(method, options, steps, monkeypatch):
 @pytest.mark.compiles
 @pytest.mark.parametrize(
     ("prediction_type", "spacing"),
-    [("v_prediction", None)] + [("epsilon", spacing) for spacing in (None, *diffusion.TIMESTEP_SPACINGS)],
+    [("v_prediction", None)] + [("epsilon", spacing) for spacing in (None, *scheduler_config.TIMESTEP_SPACINGS)],
 )
 @pytest.mark.parametrize("method", samplers.METHODS)
 def test_twenty_steps_are_those_of_diffusers_to_1e_4(method, prediction_type, spacing, monkeypatch):
@@ -135,14 +136,14 @@ def test_the_clean_end_is_that_of_diffusers_to_1e_4(method, to_one, monkeypatch)
 )
 def test_a_perfect_model_is_followed_to_its_picture_inside_a_scan_to_1e_4(method, options):
     options = options | {"set_alpha_to_one": True, "timestep_spacing": "trailing"}
-    schedule = diffusion.noise_schedule(options)
+    schedule = scheduler_config.noise_schedule(options)
     z0, noise = draw(1, *SHAPE), draw(2, *SHAPE)
     result = run(samplers.sampler(schedule, method, 20), noise, perfect(schedule, z0), jax.random.key(0))
     np.testing.assert_allclose(result, z0, rtol=0, atol=1e-4)
 
 
 def test_the_second_order_sampler_keeps_eight_times_closer_to_the_exact_flow():
-    schedule = diffusion.noise_schedule(STABLE_DIFFUSION | {"timestep_spacing": "trailing"})
+    schedule = scheduler_config.noise_schedule(STABLE_DIFFUSION | {"timestep_spacing": "trailing"})
     mean, deviation, noise = 1.0, 1.5, draw(2, *SHAPE)
 
     def spread(alpha, sigma):  # of z where z_0 ~ N(mean, deviation²)
@@ -168,7 +169,7 @@ def test_pndm_calls_the_model_once_more_than_it_steps():
 
 
 def test_ancestral_noise_comes_from_the_key_alone():
-    schedule = diffusion.noise_schedule(STABLE_DIFFUSION)
+    schedule = scheduler_config.noise_schedule(STABLE_DIFFUSION)
     sampler, noise = samplers.sampler(schedule, "euler-ancestral", 5), draw(0, *SHAPE)
 
     def result(seed):

@@ -18,10 +18,11 @@ from damaged import damage
 from safetensors.numpy import save as save_bytes
 from sandbox import load_base_once
 
-from e4t_jax import domain_files, storage
-from e4t_jax.concept import load_concept
-from e4t_jax.domain_files import load_domain
+from e4t_jax import storage
 from e4t_jax.errors import UserError
+from e4t_jax.files import domain_files
+from e4t_jax.files.concept_files import load_concept
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.storage import check_writable, move_files, pack, temporary_folder, unpack, write_file, write_files, written_behind
 from e4t_jax.testing import write_tiny_world
 

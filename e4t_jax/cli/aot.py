@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from e4t_jax.cli.shared import NetworkCommand
-from e4t_jax.training.pretrain import PretrainSettings
+from e4t_jax.pretraining.step import PretrainSettings
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def main(config: Config) -> None:
 
     # The compiler is asked for by name; nothing is to be found on this machine but its CPU.
     jax.config.update("jax_platforms", "cpu")
-    from e4t_jax.aot import compile_for, figures, topology_devices
+    from e4t_jax.pretraining.aot import compile_for, figures, topology_devices
 
     devices = topology_devices(config.topology)
     settings = PretrainSettings(parallel=config.parallel, fsdp=config.fsdp, accumulate=config.accumulate)

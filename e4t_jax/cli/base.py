@@ -11,9 +11,9 @@ import jax
 
 from e4t_jax.bases import load_folder
 from e4t_jax.cli.shared import Command, Inline, progress, say, use_all_cores
-from e4t_jax.creatures.base_config import new_base
-from e4t_jax.creatures.base_stages import BaseSettings, train_base
-from e4t_jax.creatures.ladder import climb
+from e4t_jax.creatures.learning.base_config import new_base
+from e4t_jax.creatures.learning.base_stages import BaseSettings, train_base
+from e4t_jax.creatures.learning.ladder import climb
 from e4t_jax.creatures.shipped import base_folder
 from e4t_jax.errors import UserError
 from e4t_jax.storage import check_writable

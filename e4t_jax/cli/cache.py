@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.caching import CacheSettings, cache
 from e4t_jax.cli.shared import Inline, NetworkCommand, progress, say, use_all_cores
-from e4t_jax.training.distributed import Processes, is_first, joined
+from e4t_jax.pretraining.encode_once import CacheSettings, cache
+from e4t_jax.training.processes import Processes, is_first, joined
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from e4t_jax.cli.shared import Command, progress, use_all_cores
-from e4t_jax.creatures.judge_training import validate_judges
-from e4t_jax.creatures.judges import load_judges
-from e4t_jax.creatures.trial import held_out, judge_pictures, personalise
-from e4t_jax.data.images import encode_png, picture_grid, side_by_side
-from e4t_jax.domain_files import load_domain
+from e4t_jax.creatures.judging.judge_losses import validate_judges
+from e4t_jax.creatures.judging.judges import load_judges
+from e4t_jax.creatures.judging.personalisation_trial import held_out, judge_pictures, personalise
+from e4t_jax.data.grids import picture_grid, side_by_side
+from e4t_jax.data.images import encode_png
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, to_json, write_files
-from e4t_jax.training.tune import TuneSettings
+from e4t_jax.tuning.tune import TuneSettings
 
 _SCALE = 3  # of the pictures in the grid
 

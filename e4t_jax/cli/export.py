@@ -14,12 +14,12 @@ from safetensors.numpy import save
 
 from e4t_jax import bases
 from e4t_jax.cli.shared import Command
-from e4t_jax.concept import load_concept
-from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.concept_files import load_concept
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.interop.diffusers import check_token, constant_word, lora, merged_base
-from e4t_jax.prompts import PLACEHOLDER
 from e4t_jax.storage import check_writable, write_file
+from e4t_jax.words import PLACEHOLDER
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ import numpy as np
 from PIL import Image
 
 from e4t_jax.cli.shared import Inline, NetworkCommand, all_done, names_of, progress, use_all_cores
-from e4t_jax.concept import Concept, load_concept
-from e4t_jax.data.images import encode_png, picture_grid, png_origin
+from e4t_jax.concept import Concept
+from e4t_jax.data.grids import picture_grid
+from e4t_jax.data.images import encode_png, png_origin
 from e4t_jax.domain import Domain
-from e4t_jax.domain_files import load_domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.concept_files import load_concept
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, digest, file_digest, to_json, write_file, written_behind
-from e4t_jax.training.distributed import Processes, is_first, joined, own_file, share_of
+from e4t_jax.training.processes import Processes, is_first, joined, own_file, share_of
 
 _ROWS = 64  # of the grid
 

@@ -18,13 +18,14 @@ from safetensors.numpy import save
 
 from e4t_jax import bases
 from e4t_jax.cli.shared import Command
-from e4t_jax.concept import Concept, concept_bytes
+from e4t_jax.concept import Concept
 from e4t_jax.data.images import read_image
 from e4t_jax.domain import Domain
-from e4t_jax.domain_files import misfit, save_domain
 from e4t_jax.errors import UserError, shortened
-from e4t_jax.interop.mkshing import State, read_encoder, read_image_encoder, read_offsets, read_settings, template_of
-from e4t_jax.interop.mkshing_files import check_text_encoder, one_line, read_number, read_state, read_unet
+from e4t_jax.files.concept_files import concept_bytes
+from e4t_jax.files.domain_files import misfit, save_domain
+from e4t_jax.interop.e4t_diffusion import State, read_encoder, read_image_encoder, read_offsets, read_settings, template_of
+from e4t_jax.interop.e4t_diffusion_files import check_text_encoder, one_line, read_number, read_state, read_unet
 from e4t_jax.objective import Trainable, fold
 from e4t_jax.storage import check_writable, temporary_folder, to_json, write_file
 

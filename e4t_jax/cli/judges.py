@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from e4t_jax.cli.shared import Command, Inline, progress
-from e4t_jax.creatures.judge_stages import JudgeSettings, train_judge
-from e4t_jax.creatures.judge_training import validate_judges
-from e4t_jax.creatures.judges import JUDGES, WHO_IS_IT, load_judges
+from e4t_jax.creatures.judging.judge_losses import validate_judges
+from e4t_jax.creatures.judging.judge_stages import JudgeSettings, train_judge
+from e4t_jax.creatures.judging.judges import JUDGES, WHO_IS_IT, load_judges
 from e4t_jax.storage import check_writable
 
 

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 import jax
 
 from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
-from e4t_jax.domain_files import save_domain
 from e4t_jax.errors import Stopped
-from e4t_jax.pretraining import DomainSettings, pretrain
+from e4t_jax.files.domain_files import save_domain
+from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.storage import check_writable
-from e4t_jax.training.distributed import Processes, is_first, joined, stop_of_all
-from e4t_jax.training.pretrain import PretrainSettings
+from e4t_jax.training.processes import Processes, is_first, joined, stop_of_all
 
 
 @dataclass(frozen=True)

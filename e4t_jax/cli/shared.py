@@ -19,8 +19,8 @@ from typing import Any, Literal, get_type_hints
 import tyro
 from tqdm import tqdm
 
+from e4t_jax.checks import check_ranges
 from e4t_jax.errors import UserError
-from e4t_jax.ranges import check_ranges
 
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")
@@ -80,7 +80,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
     """Reads the command line into `main`'s one dataclass argument and calls it; a mistake ends with one line and status 1."""
     import jax
 
-    from e4t_jax.training.distributed import end
+    from e4t_jax.training.processes import end
 
     config_type = get_type_hints(main, include_extras=True)["config"]
     config = parse(config_type, arguments, program)
@@ -224,7 +224,7 @@ def use_all_cores() -> None:
     """One JAX device a core where there is no accelerator: two cores compute a split batch 1.6 times as fast that way."""
     import jax
 
-    from e4t_jax.chunks import core_count
+    from e4t_jax.machine import core_count
 
     flags = os.environ.get("XLA_FLAGS", "")
     waits = [f"--{name}={seconds}" for name, seconds in _PATIENCE.items() if name not in flags]

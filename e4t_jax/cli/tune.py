@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 from e4t_jax.cli.shared import Inline, NetworkCommand, all_done, names_of, progress, say, use_all_cores
-from e4t_jax.concept import concept_bytes, load_concept
 from e4t_jax.data.images import is_mask, mask_beside
-from e4t_jax.domain_files import check_names, load_domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.concept_files import concept_bytes, load_concept
+from e4t_jax.files.domain_files import check_names, load_domain
 from e4t_jax.storage import check_writable, to_json, write_file, written_behind
-from e4t_jax.training.distributed import Processes, is_first, joined, own_file, share_of
-from e4t_jax.training.tune import TuneSettings
+from e4t_jax.training.processes import Processes, is_first, joined, own_file, share_of
+from e4t_jax.tuning.tune import TuneSettings
 
 
 @dataclass(frozen=True)

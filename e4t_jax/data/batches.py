@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from e4t_jax.data.ahead import read_ahead
+from e4t_jax.data.prefetch import read_ahead
 from e4t_jax.data.sources import Broken
 from e4t_jax.errors import UserError
 

@@ -16,16 +16,17 @@ from jaxtyping import Float
 
 from e4t_jax import bases
 from e4t_jax.bases import Params, StableDiffusion
+from e4t_jax.checks import check_range
 from e4t_jax.concept import Concept
-from e4t_jax.diffusion import draw_noise
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import effective_unet
 from e4t_jax.offsets import delta
-from e4t_jax.prompts import PLACEHOLDER, check_placeholder, templates
-from e4t_jax.ranges import check_range
+from e4t_jax.process import draw_noise
 from e4t_jax.sample import sample_latents
 from e4t_jax.samplers import sampler
+from e4t_jax.templates import templates
+from e4t_jax.words import PLACEHOLDER, check_placeholder
 
 _PROMPTS = 4
 

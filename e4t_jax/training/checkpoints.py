@@ -22,7 +22,7 @@ import jax
 
 from e4t_jax.errors import Stopped, UserError, reason_of
 from e4t_jax.storage import check_writable, file_digest, locked, read_json, to_json, write_file
-from e4t_jax.training.distributed import agreed, is_first
+from e4t_jax.training.processes import agreed, is_first
 
 _FACTS = "facts.json"
 _DIGESTS = "digests.json"

@@ -17,7 +17,7 @@ from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
-from e4t_jax.prompts import known_words
+from e4t_jax.templates import known_words
 
 
 def tensors_of(params, part, dtype):
@@ -291,7 +291,7 @@ def test_the_scheduler_is_the_class_that_the_index_names(folder):
     base, _ = bases.load_base(str(folder))
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder).scheduler
     assert base.scheduler["_class_name"] == type(theirs).__name__ == "EulerDiscreteScheduler"
-    from e4t_jax.diffusion import noise_schedule
+    from e4t_jax.bases.scheduler_config import noise_schedule
 
     np.testing.assert_allclose(noise_schedule(base.scheduler).alphas_cumprod, theirs.alphas_cumprod.numpy(), atol=1e-5)
     change(folder / "scheduler" / "scheduler_config.json", use_karras_sigmas=True)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from e4t_jax.creatures.trial import held_out
-from e4t_jax.domain_files import load_domain
+from e4t_jax.creatures.judging.personalisation_trial import held_out
+from e4t_jax.files.domain_files import load_domain
 from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
 
 OPTIMISED = True  # the shipped domain computes for long

@@ -8,7 +8,8 @@ from base_folder import assert_one_line, change, without_checksums
 
 from e4t_jax import bases
 from e4t_jax.bases.tokenizers import tokenizer_of_words
-from e4t_jax.prompts import known_words, tokenize
+from e4t_jax.templates import known_words
+from e4t_jax.words import tokenize
 
 
 def test_the_same_words_make_the_same_tokenizer():

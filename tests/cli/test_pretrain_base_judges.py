@@ -15,10 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 @pytest.mark.compiles
 def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     """Main path on a folder of pictures: written, read back; a run stopped halfway ends where an unbroken one does."""
-    from e4t_jax import bases, pretraining
+    from e4t_jax import bases
     from e4t_jax.cli import pretrain
-    from e4t_jax.domain_files import load_domain
-    from e4t_jax.training.pretrain import PretrainSettings
+    from e4t_jax.files.domain_files import load_domain
+    from e4t_jax.pretraining import pretrain as pretraining
+    from e4t_jax.pretraining.step import PretrainSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
     (tmp_path / "pictures").mkdir()
@@ -60,8 +61,8 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
     Four pictures are held out: the loss on them, and samples of them, are looked at in one of the runs."""
     from e4t_jax import bases
     from e4t_jax.cli import pretrain
-    from e4t_jax.pretraining import DomainSettings
-    from e4t_jax.training.pretrain import PretrainSettings
+    from e4t_jax.pretraining.pretrain import DomainSettings
+    from e4t_jax.pretraining.step import PretrainSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
     pictures = tmp_path / "pictures"
@@ -101,7 +102,7 @@ def test_base_is_trained_and_written(tmp_path):
     """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
     from e4t_jax import bases
     from e4t_jax.cli import base
-    from e4t_jax.creatures.base_stages import BaseSettings
+    from e4t_jax.creatures.learning.base_stages import BaseSettings
 
     steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
     batches = {"autoencoder_batch": 4, "batch_size": 4, "contrast_batch": 4}
@@ -118,8 +119,8 @@ def test_base_is_trained_and_written(tmp_path):
 @pytest.mark.compiles
 def test_judges_are_trained_and_written(tmp_path):
     from e4t_jax.cli import judges
-    from e4t_jax.creatures.judge_stages import JudgeSettings
-    from e4t_jax.creatures.judges import load_judges
+    from e4t_jax.creatures.judging.judge_stages import JudgeSettings
+    from e4t_jax.creatures.judging.judges import load_judges
 
     steps = {"identity_steps": 2, "scene_steps": 2, "attribute_steps": 2}
     judges.main(judges.Config(tmp_path, training=JudgeSettings(identities=64, scenes=256, creatures=256, **steps)))

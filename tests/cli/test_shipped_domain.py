@@ -29,7 +29,7 @@ def check_measured(folder):
 def test_evaluate_writes_what_it_promises(tmp_path):
     """On bare photos, then on pictures in any style; with a report."""
     from e4t_jax.cli import evaluate
-    from e4t_jax.training.tune import TuneSettings
+    from e4t_jax.tuning.tune import TuneSettings
 
     evaluate.main(evaluate.Config(tmp_path, concepts=2, sampling_steps=2, tuning=TuneSettings(steps=1)))
     metrics = check_measured(tmp_path)
@@ -49,8 +49,8 @@ def test_demo_writes_what_it_promises(tmp_path):
 def test_a_trial_tunes_as_the_command_line_does(tmp_path):
     """The same picture by `train.tune` with its defaults gives the same concept file, byte by byte."""
     from e4t_jax.cli import tune
-    from e4t_jax.creatures.trial import held_out, personalise
-    from e4t_jax.domain_files import load_domain
+    from e4t_jax.creatures.judging.personalisation_trial import held_out, personalise
+    from e4t_jax.files.domain_files import load_domain
 
     personalise(load_domain("creatures"), held_out(0, 1, split="validation"), tmp_path / "trial")
     name = "validation_0_000"
@@ -62,8 +62,8 @@ def test_a_trial_tunes_as_the_command_line_does(tmp_path):
 @pytest.mark.slow
 def test_concept_in_a_batch_equals_the_concept_alone(tmp_path):
     """With the domain's own settings, from bare files: maximum difference 1e-5 in every trained number."""
-    from e4t_jax.creatures.trial import held_out, write_pictures
-    from e4t_jax.domain_files import load_domain
+    from e4t_jax.creatures.judging.personalisation_trial import held_out, write_pictures
+    from e4t_jax.files.domain_files import load_domain
 
     creatures = load_domain("creatures")
     paths = write_pictures(held_out(0, 3, split="validation"), tmp_path, "picture")

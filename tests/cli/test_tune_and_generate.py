@@ -23,7 +23,7 @@ def contents(folder, *endings):
 
 def tune_into(out, world, pictures, **options):
     from e4t_jax.cli import tune
-    from e4t_jax.training.tune import TuneSettings
+    from e4t_jax.tuning.tune import TuneSettings
 
     tuning, caption = TuneSettings(steps=1), "a photo of *s"  # what compiles soonest
     tune.main(tune.Config(tuple(pictures), out, domain=str(world.domain), tuning=tuning, caption=caption, **options))
@@ -94,7 +94,7 @@ def test_what_is_broken_fails_alone_and_resuming_does_the_rest(tiny_world, tmp_p
 @pytest.mark.compiles
 def test_processes_share_the_pictures_and_make_the_same_concepts(tiny_world, tmp_path, monkeypatch):
     """Two processes, one after the other here, beside one: the same numbers to a step of float16, each in a file of its own."""
-    from e4t_jax.concept import load_concept
+    from e4t_jax.files.concept_files import load_concept
 
     pictures = sorted(tiny_world.pictures.iterdir())
     tune_into(tmp_path / "one", tiny_world, pictures)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from e4t_jax.creatures import judge_training
-from e4t_jax.creatures.attributes import hue_word, sample_identities, sample_scenes, take
-from e4t_jax.creatures.judge_training import attribute_labels, identity_loss, label_loss, scene_labels, validate_judges
-from e4t_jax.creatures.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, flatten_judge, judge, load_judges
-from e4t_jax.creatures.renderer import render
-from e4t_jax.creatures.trial import held_out
+from e4t_jax.creatures.judging import judge_losses
+from e4t_jax.creatures.judging.judge_losses import attribute_labels, identity_loss, label_loss, scene_labels, validate_judges
+from e4t_jax.creatures.judging.judges import ATTRIBUTE_HEADS, JUDGES, SCENE_HEADS, flatten_judge, judge, load_judges
+from e4t_jax.creatures.judging.personalisation_trial import held_out
+from e4t_jax.creatures.world.attributes import hue_word, sample_identities, sample_scenes, take
+from e4t_jax.creatures.world.renderer import render
 from e4t_jax.errors import UserError
 
 pytestmark = pytest.mark.compiles
@@ -41,8 +41,8 @@ class _Verdict:
 @pytest.fixture
 def losses_of_verdicts(monkeypatch):
     """Losses that take verdicts where they would take pictures."""
-    monkeypatch.setattr(judge_training, "JUDGES", dict.fromkeys(JUDGES, _Verdict()))
-    monkeypatch.setattr(judge_training, "degrade", lambda images, key, strength=1.0: images)
+    monkeypatch.setattr(judge_losses, "JUDGES", dict.fromkeys(JUDGES, _Verdict()))
+    monkeypatch.setattr(judge_losses, "degrade", lambda images, key, strength=1.0: images)
 
 
 def test_identity_verdicts_are_unit_vectors_of_each_picture(judges, pictures):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from e4t_jax.creatures.ladder import climb
+from e4t_jax.creatures.learning.ladder import climb
 from e4t_jax.creatures.shipped import base_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

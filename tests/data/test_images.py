@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from e4t_jax.data.images import encode_png, picture_grid, png_origin, read_image, to_uint8
+from e4t_jax.data.grids import picture_grid
+from e4t_jax.data.images import encode_png, png_origin, read_image, to_uint8
 from e4t_jax.errors import UserError
 
 

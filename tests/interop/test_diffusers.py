@@ -10,10 +10,11 @@ import pytest
 
 from e4t_jax import bases
 from e4t_jax.cli import export
-from e4t_jax.concept import Concept, save_concept
+from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
-from e4t_jax.domain_files import load_domain, save_domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.concept_files import save_concept
+from e4t_jax.files.domain_files import load_domain, save_domain
 from e4t_jax.interop.diffusers import constant_word, lora, merged_base
 from e4t_jax.objective import Trainable, effective_unet
 from e4t_jax.offsets import init_factors

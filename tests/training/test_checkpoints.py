@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from sandbox import load_base_once
 
-from e4t_jax import pretraining
 from e4t_jax.cli import pretrain as command
 from e4t_jax.cli.shared import run as run_command
 from e4t_jax.errors import Stopped, UserError
-from e4t_jax.pretraining import DomainSettings, pretrain
+from e4t_jax.pretraining import pretrain as pretraining
+from e4t_jax.pretraining import step
+from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.testing import write_tiny_world
-from e4t_jax.training import pretrain as training
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Run, TrainState, train
-from e4t_jax.training.pretrain import PretrainSettings
 
 FACTS = {"seed": 1, "steps": 10}
 
@@ -152,8 +152,8 @@ def test_the_older_one_is_there_until_another_is_whole(saved):
 
 
 def test_none_that_is_sound_is_one_line_and_nothing_is_deleted(saved):
-    for step in (5, 10):
-        next((saved / str(step)).rglob("d/*")).write_bytes(b"")
+    for number in (5, 10):
+        next((saved / str(number)).rglob("d/*")).write_bytes(b"")
     before = content_of(saved)
     with (
         open_run(saved, resume=True) as checkpoints,
@@ -295,8 +295,8 @@ def cheap(monkeypatch):
         return step
 
     hooks, rate = [], [1.0]
-    monkeypatch.setattr(training, "compile_step", compile_step)
-    monkeypatch.setattr(training, "tflop_of", lambda *_: None)
+    monkeypatch.setattr(step, "compile_step", compile_step)
+    monkeypatch.setattr(step, "tflop_of", lambda *_: None)
     monkeypatch.setattr(pretraining, "load_base", load_base_once)
     return dataclasses.make_dataclass("Cheap", ["steps", "hooks", "rate"])(steps, hooks, rate)
 
@@ -334,7 +334,7 @@ def test_a_run_goes_on_only_as_the_run_it_is(world, cheap, tmp_path):
         "seed": {"settings": dataclasses.replace(SETTINGS, seed=1)},
         "learning_rate": {"settings": dataclasses.replace(SETTINGS, learning_rate=1e-3)},
         "regularisation": {"settings": dataclasses.replace(SETTINGS, regularisation=1e-3 / 2)},
-        "own_optimiser": {"tx": training.optimizers.pretraining(1e-3, 4)},
+        "own_optimiser": {"tx": step.optimizers.pretraining(1e-3, 4)},
     }.items():
         with pytest.raises(UserError, match=f"holds a run with {what} = "):
             go(world, work, **options, resume=True)

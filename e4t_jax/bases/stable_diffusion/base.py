@@ -25,8 +25,8 @@ from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
-from e4t_jax.diffusion import draw_noise
 from e4t_jax.errors import UserError
+from e4t_jax.process import draw_noise
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer

@@ -24,11 +24,11 @@ from safetensors.numpy import save
 
 from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
 from e4t_jax.bases.protocol import Params
+from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.names import from_torch, older_name, to_torch, torch_name
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
-from e4t_jax.diffusion import noise_schedule
 from e4t_jax.errors import UserError
 from e4t_jax.storage import file_digest, move_files, temporary_folder, write_file
 

@@ -1,0 +1,95 @@
+"""A base model by name: what ships with the package, a folder, a Hub id, or random weights of a true geometry.
+
+Another architecture is a folder beside `stable_diffusion` and a line in `ARCHITECTURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from e4t_jax import registry
+from e4t_jax.bases.formats import read_json
+from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
+from e4t_jax.bases.protocol import Base, Params
+from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
+from e4t_jax.bases.tokenizers import tokenizer_of_words
+from e4t_jax.errors import UserError
+from e4t_jax.templates import known_words
+
+# `_class_name` of model_index.json -> what reads such a folder:
+# (folder, what finds the image encoder, which parts to read) -> (base, weights).
+ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
+_RANDOM = "random:"
+_RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
+_PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+
+
+def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+    """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
+
+    `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
+    "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute, where not in float32:
+    `dtype="bfloat16"`, `remat="blocks"`.
+
+    Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
+    """
+    base, params = _find_base(name, image_encoder)
+    return base.with_policy(**policy) if policy else base, params
+
+
+def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
+    if name.startswith(_RANDOM):
+        return random_base(name, image_encoder)
+    shipped = registry.find("base", name)
+    folder = shipped() if shipped else find_folder(name, "base")
+    own = (folder / "image_encoder" / "config.json").exists()
+    if own and image_encoder is None:
+        return _open_folder(folder, None)
+    # Asked for when the base was found to be whole: a folder that is none makes no connection.
+    return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER))
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a base that ships with the package, or is given as a folder; None for all others."""
+    shipped = registry.find("base", name)
+    folder = shipped() if shipped else Path(name)
+    return folder if folder.is_dir() else None
+
+
+def random_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+    """Random weights of the true geometry "random:sd15" or "random:sd21", and a tokenizer of the words of our prompts.
+
+    Errors: `UserError` for another name.
+    """
+    base = _geometry(name, image_encoder)
+    return base, base.random_params(jax.random.key(0))
+
+
+def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+    """`load_base` with shapes in place of weights: of a random base none is drawn."""
+    if not name.startswith(_RANDOM):
+        base, params = load_base(name, image_encoder, **policy)
+        return base, jax.eval_shape(lambda: params)
+    base = _geometry(name, image_encoder)
+    return base.with_policy(**policy), base.param_shapes()
+
+
+def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
+    parts = (part.removeprefix(_RANDOM) for part in (name, image_encoder or _RANDOM_IMAGE_ENCODER))
+    return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
+
+
+def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:
+    index = folder / "model_index.json"
+    kind = read_json(index).get("_class_name") if index.exists() else None
+    target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")
+    if target is None:
+        known = ", ".join(ARCHITECTURES)
+        raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
+    return registry.load(target)(folder, image_encoder=image_encoder)

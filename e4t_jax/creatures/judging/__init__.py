@@ -1,0 +1,1 @@
+"""Judges of likeness and scenes, and trials that they decide."""

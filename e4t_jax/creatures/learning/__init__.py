@@ -1,0 +1,1 @@
+"""How the world's base model is trained and checked."""

@@ -1,0 +1,218 @@
+"""A domain on disk: domain.json, encoder.safetensors, offsets.safetensors, written and read as one thing.
+
+domain.json names the base, and holds the checksums of the two others, the base's fingerprint and a checksum of its own: files of
+two domains do not mix.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from e4t_jax import registry
+from e4t_jax.bases import CLIP_FEATURES, Params, load_base
+from e4t_jax.checks import check_range
+from e4t_jax.domain import Domain
+from e4t_jax.errors import UserError, shortened
+from e4t_jax.storage import (
+    FORMAT,
+    check_signed,
+    digest,
+    file_digest,
+    fingerprint,
+    locked,
+    pack,
+    read_json,
+    to_signed_json,
+    unpack,
+    write_files,
+)
+from e4t_jax.templates import TEMPLATES
+
+_KIND = "e4t domain"
+_TENSORS = ("encoder", "offsets")
+_OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "scale": (int, float),
+    "regularisation": (int, float),
+    "guidance": (int, float),
+    "template": str,
+    "image_encoder": (str, type(None)),
+    "clip_features": str,
+}
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    **_OPTIONS,
+    "format": int,
+    "base": str,
+    "domain_token": str,
+    "base_fingerprint": str,
+}
+# Not in every file: of a base given as a folder, and since format 2.
+_FURTHER: dict[str, type | tuple[type, ...]] = {"base_beside": str, "digests": dict, "checksum": str}
+_MEND = "make or copy the domain again"
+_PARTS = ("vae", "unet", "text_encoder", "image_encoder")
+_HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
+
+
+def save_domain(
+    folder: str | Path, domain: Domain, dtype: Any = np.float16, *, beside: Mapping[str, bytes | str] | None = None
+) -> None:
+    """Writes the three files, and those `beside` them by name: all of them, or none.
+
+    Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
+    """
+    folder, beside = Path(folder), beside or {}
+    check_names(folder, beside)
+    parts: dict[str, bytes] = {}
+    for name, tree in zip(_TENSORS, (domain.encoder, domain.factors), strict=True):
+        with np.errstate(over="ignore"):
+            flat = {key: np.asarray(leaf, dtype) for key, leaf in flatten_dict(tree, sep="|").items()}
+        lost = next((key for key, leaf in flat.items() if not np.isfinite(leaf).all()), None)
+        if lost is not None:
+            raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
+        parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
+    facts = {name: getattr(domain, name) for name in _OPTIONS}
+    facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
+    facts["base_fingerprint"] = base_fingerprint(domain.params)
+    facts["digests"] = {name: digest(content) for name, content in parts.items()}
+    eyes = domain.image_encoder
+    if eyes and os.path.isdir(eyes) and not any(name.startswith(f"{eyes}/") for name in beside) and not (folder / eyes).is_dir():
+        facts["image_encoder"] = str(Path(eyes).absolute())
+    if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
+        # Found from any folder, and after both were moved together.
+        facts["base"] = str(Path(domain.base_name).absolute())
+        facts["base_beside"] = os.path.relpath(facts["base"], folder.absolute())
+    contents = {**beside, **parts, "domain.json": to_signed_json(facts)}
+    write_files({folder / name: content for name, content in contents.items()})
+
+
+def check_names(folder: Path, names: Iterable[str]) -> None:
+    """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(names))
+    if taken:
+        raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
+
+
+def base_fingerprint(params: Params) -> str:
+    """The fingerprint of all four parts of a base."""
+    return fingerprint(*(params[part] for part in _PARTS))
+
+
+def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
+    """A domain by name ("creatures", shipped with the package) or folder; `policy` is that of `load_base`: `dtype="bfloat16"`.
+
+    Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
+    """
+    shipped = registry.find("domain", str(name))
+    folder = shipped() if shipped else Path(name)
+    path = folder / "domain.json"
+    if not os.path.exists(path):
+        known = ", ".join(registry.names("domain"))
+        raise UserError(f"{path} does not exist; give a folder that pretraining wrote, or {known}.", "domain")
+    with locked(folder, shared=True):
+        facts = _read_facts(path)
+        encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
+    options = {name: facts[name] for name in _OPTIONS}
+    base_name = _base_of(folder, facts)
+    base, params = load_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
+    found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
+    if facts["base_fingerprint"] != found:
+        raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
+    domain = Domain(base_name, facts["domain_token"], base, params, encoder, factors, **options)
+    part = misfit(domain)
+    if part:
+        raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")
+    return domain
+
+
+def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
+    """The part, "encoder" or "offsets", whose shapes are others than the base asks for; None where both fit.
+
+    `feature_width` is the base's, which takes it seconds to tell; where not given, the encoder's own is believed.
+
+    Errors: `UserError` for a domain token that is none.
+    """
+    method, base = domain.method, domain.base
+    found = jax.tree.map(lambda leaf: leaf.shape, domain.encoder)
+    hidden = domain.encoder.get("unet_hidden")
+    own = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
+    width = own if feature_width is None else (feature_width,)
+    clip, features = jnp.zeros((1, base.feature_count(domain.clip_features), base.clip_width)), jnp.zeros((1, *width))
+    promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
+    if found != jax.tree.map(lambda leaf: leaf.shape, promised):
+        return "encoder"
+    kernels = base.offset_kernels(domain.params["unet"])
+    for name, pair in domain.factors.items():
+        shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
+        kernel = kernels.get(name)
+        if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
+            return "offsets"
+    return None
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What domain.json says: everything there, of its type and as it was written."""
+    facts = read_json(path, _MEND)
+    number = facts.get("format")
+    if isinstance(number, int) and number > FORMAT:
+        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {FORMAT}; update e4t-jax.")
+    check_signed(path, facts, _MEND)
+    for name, value in facts.items():
+        kind = {**_FACTS, **_FURTHER}.get(name)
+        if kind is None:
+            raise UserError(f"{path} holds {shortened(name)}, which is unknown here; {_MEND}.")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{path}: {name} = {shortened(value)} is of the wrong kind; {_MEND}.")
+        try:
+            check_range(name, value)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+    required = [*_FACTS, *(["digests"] if isinstance(number, int) and number > 1 else [])]
+    missing = [name for name in required if name not in facts]
+    if missing:
+        raise UserError(f"{path} lacks {missing[0]!r}; {_MEND}.")
+    if facts["format"] < 1:
+        raise UserError(f"{path} has format {shortened(number)}, and there is none below 1; {_MEND}.")
+    if facts["template"] not in TEMPLATES:
+        raise UserError(f"{path}: template = {shortened(facts['template'])} is unknown; update e4t-jax.")
+    if facts["clip_features"] not in CLIP_FEATURES:
+        raise UserError(f"{path}: clip_features = {shortened(facts['clip_features'])} is unknown; update e4t-jax.")
+    return facts
+
+
+def _read_part(path: Path, part: str, facts: dict[str, Any]) -> Params:
+    """The tree of encoder or offsets, from the very file that domain.json was written with."""
+    file = path.parent / f"{part}.safetensors"
+    tensors, _ = unpack(file, _KIND, "part of a domain")
+    if facts["format"] > 1 and file_digest(file) != facts["digests"].get(file.name):
+        raise UserError(f"{file} is not the one that {path.name} was written with; {_MEND}.")
+    try:
+        return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
+    except (TypeError, AttributeError):  # a name that is part and whole at once
+        raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
+
+
+def _base_of(folder: Path, facts: dict[str, Any]) -> str:
+    beside = facts.get("base_beside")
+    if beside and not os.path.isdir(facts["base"]) and os.path.isdir(folder / beside):
+        return str(folder / beside)
+    return facts["base"]
+
+
+def _image_encoder_of(path: Path, name: str | None) -> str | None:
+    """One that came with the domain lies in its folder; a name never leads out of it."""
+    if name is None:
+        return None
+    inside = path.parent / name
+    if re.fullmatch(r"[\w-]+", name) and inside.is_dir():
+        return str(inside)
+    if name.startswith("random:") or Path(name).is_absolute() or (re.fullmatch(_HUB_ID, name) and ".." not in name):
+        return name
+    raise UserError(f"{path}: image_encoder = {name!r} is neither a folder of the domain nor a Hub id; make the domain again.")

@@ -1,0 +1,80 @@
+"""What this process may use of its machine: cores and memory, the limits of its container among them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import psutil
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+# Of version 2 and version 1: limit, what is used, and the name in memory.stat of file pages that the kernel gives back when asked.
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def core_count() -> int:
+    """The CPU's cores that this process may use: its affinity, and its container's quota rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [quota for folder in _cgroup_folders() if (quota := _cpu_quota(folder)) is not None]
+    return max(1, min([allowed, *map(math.ceil, quotas)]))
+
+
+def free_bytes(devices: Sequence[jax.Device]) -> float:
+    """Bytes free on each of some devices of one kind; a CPU's devices share the machine's memory."""
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in one for one in stats):
+        return min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
+    return free_on_host() / len(devices)
+
+
+def free_on_host() -> float:
+    """Bytes that the system would still give to this process."""
+    rooms = [room for folder in _cgroup_folders() if (room := _memory_room(folder)) is not None]
+    return min([psutil.virtual_memory().available, *rooms])
+
+
+def _cgroup_folders() -> Iterator[Path]:
+    """The folders of this process's control groups and of all above them: each may set a limit."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            root = _CGROUPS / controller
+            own = root / path.lstrip("/")
+            # In a container, the path may be the host's; its own limits are at the root it sees.
+            yield from {folder for folder in (own, *own.parents, root) if folder.is_relative_to(root) and folder.is_dir()}
+
+
+def _cpu_quota(folder: Path) -> float | None:
+    """Cores that a control group's processes may keep busy together; None where it sets no limit."""
+    for read in (
+        lambda: (folder / "cpu.max").read_text().split(),
+        lambda: [(folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")],
+    ):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = read()
+            return None if quota == "max" or int(quota) < 0 else int(quota) / int(period)
+    return None
+
+
+def _memory_room(folder: Path) -> float | None:
+    """Bytes that a control group has left; None where it sets no limit."""
+    for limit, used, reclaimable in _MEMORY_FILES:
+        with contextlib.suppress(OSError, ValueError):
+            bound = (folder / limit).read_text().strip()
+            if bound == "max":
+                return None
+            pages = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return int(bound) - int((folder / used).read_text()) + int(pages.get(reclaimable, 0))
+    return None

@@ -1,0 +1,138 @@
+"""The step of pretraining compiled ahead of time for TPUs that are not there: what it needs and moves, before any is rented.
+
+Needs the compiler alone: `pip install "e4t-jax[tpu]"`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from e4t_jax.bases import load_base_shapes
+from e4t_jax.errors import UserError, reason_of
+from e4t_jax.objective import Method, make_method
+from e4t_jax.pretraining.encode_once import READ_BY_RUNS
+from e4t_jax.pretraining.step import PretrainSettings, compile_step, given_of, init_trainable
+from e4t_jax.training import optimizers
+from e4t_jax.training.loop import init_state
+from e4t_jax.training.parallel import Layout, layout
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+def topology_devices(name: str) -> list[Any]:
+    """The devices of a TPU slice such as "v5e:4x4", none of which needs to exist.
+
+    Errors: `UserError` without libtpu, and for a name that it does not know.
+    """
+    from jax.experimental import topologies
+
+    # It would ask a machine on Google Cloud what it is, and keep others from compiling meanwhile: no TPU is taken here.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # the plugin raises whatever it raises
+        raise UserError(
+            f"{name!r} is not to be compiled for ({reason_of(error)}); "
+            'give KIND:ROWSxCOLUMNS such as v5e:4x4, and install the compiler: pip install "e4t-jax[tpu]".',
+            "topology",
+        ) from None
+
+
+def compile_for(
+    devices: list[Any],
+    base: str,
+    per_device_batch: int,
+    settings: PretrainSettings,
+    *,
+    image_encoder: str | None = None,
+    clip_features: str = "layers",
+    cached: bool = False,
+    policy: Mapping[str, Any],
+) -> jax.stages.Compiled:
+    """The very step that `pretrain` runs with these settings, on pictures or on a cache's rows, compiled for `devices`; nothing is
+    allocated.
+
+    Errors: `UserError` for settings that do not fit the devices, and when the program does not fit their memory.
+    """
+    where = layout(settings.parallel, settings.fsdp, devices)
+    where.check_divides(per_device_batch * len(devices), settings.accumulate)
+    model, params = load_base_shapes(base, image_encoder, **policy)
+    if cached:
+        params = {part: params[part] for part in READ_BY_RUNS}
+    method = make_method(model, "creature", clip_features=clip_features)
+    tx = optimizers.pretraining(settings.learning_rate, settings.steps)
+    state = jax.eval_shape(lambda: init_state(init_trainable(method, jax.random.key(0)), tx))
+    given = jax.eval_shape(lambda params: given_of(params, policy.get("dtype", "float32")), params)
+    step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = key if settings.parallel == "pmap" else where.shapes(key)
+    lowered = step.lower(
+        where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch, clip_features if cached else None), key
+    )
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{reason_of(error, 200)}; lower it.", "per_device_batch") from None
+
+
+def _rows(method: Method, where: Layout, per_device_batch: int, cached: str | None) -> dict[str, Any]:
+    """The shapes of a global batch, of pictures or of a cache with φ_clip of the kind `cached`."""
+    count, size, length = per_device_batch * where.mesh.size, method.base.image_size, method.empty_ids.shape[1]
+    shapes: dict[str, tuple[tuple[int, ...], Any]]
+    if cached is None:
+        shapes = {"image": ((count, size, size, 3), np.float32), "mask": ((count, size, size), np.float32)}
+    else:
+        latents, clip = method.base.latent_shape, (method.base.feature_count(cached), method.base.clip_width)
+        kept = {"latents": latents, "clip": clip, "mask": latents[:2]}
+        shapes = {name: ((count, *shape), np.float16) for name, shape in kept.items()}
+    shapes |= {
+        "ids": ((count, length), np.int32),
+        "placeholder": ((count, length), np.bool_),
+    }
+    return where.row_shapes({name: jax.ShapeDtypeStruct(*one) for name, one in shapes.items()})
+
+
+def figures(compiled: jax.stages.Compiled, devices: int, per_device_batch: int) -> dict[str, float]:
+    """What one device needs and does in a step: peak memory, and floating-point operations and bytes of memory moved per image,
+    as the compiler counts them, and what it sends to and gets from others."""
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    assert memory is not None and cost is not None and text is not None  # a compiler that tells nothing is none of TPU's
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "devices": devices,
+        "hbm_gb": round((held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / 2**30, 3),
+        "tflop_per_image": round(cost["flops"] / per_device_batch / 1e12, 3),
+        "gb_accessed_per_image": round(cost["bytes accessed"] / per_device_batch / 1e9, 3),
+        "all_reduce_mb": round(collective_bytes(text, "all-reduce") / 1e6, 3),
+        "all_gather_mb": round(collective_bytes(text, "all-gather") / 1e6, 3),
+    }
+
+
+def collective_bytes(program: str, kind: str) -> int:
+    """Bytes of the results of all operations of a kind ("all-reduce") in a compiled program's text."""
+    total = 0
+    for line in program.splitlines():
+        result, found, _ = line.partition(f" {kind}(")
+        started, found_start, _ = line.partition(f" {kind}-start(")
+        if not found and not found_start:
+            continue
+        shapes = _SHAPE.findall((result if found else started).partition(" = ")[2])
+        # The first part of a gathering in two holds what goes in, too, and before what comes out.
+        if found_start and kind == "all-gather":
+            shapes = shapes[len(shapes) // 2 :]
+        total += sum(
+            _BYTES.get(dtype, 4) * int(np.prod([int(side) for side in sides.split(",") if side])) for dtype, sides in shapes
+        )
+    return total

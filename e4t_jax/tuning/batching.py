@@ -1,0 +1,181 @@
+"""One concept's pure function over any number of concepts: in chunks of one size, so that one program serves them all.
+
+    program(shared, own) = one(shared, own_0), one(shared, own_1), …
+
+The axis of concepts is split over this process's devices, and each device computes its share
+
+    side by side    `vmap`: one concept alone does not fill an accelerator
+    one by one      `lax.map`, where every device is a core of the CPU: one concept fills a core, several only leave its caches
+
+A chunk holds as many concepts as the devices' memory has room for, by what the compiler says of the program, and not more than
+gain anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from e4t_jax.errors import UserError
+from e4t_jax.machine import core_count, free_bytes
+
+_MOST = {"cpu": 4}  # concepts a device in one call; larger calls gain nothing there (docs/benchmarks.md)
+_MOST_ELSEWHERE = 16
+_SHARE = 0.9  # of the free memory, which others may want too
+_AXIS = "concepts"
+
+# (what all concepts share, one concept's own) -> what comes of it; pure, and of shapes that do not depend on the concept
+One = Callable[[Any, Any], Any]
+
+
+class Chunks(NamedTuple):
+    """A function of one concept, compiled for `size` of them at once."""
+
+    program: Callable[[Any, Any], Any]
+    shared: Sequence[Any]  # its leaves, whole on every device
+    size: int
+    needed: int  # bytes a device, beside what is shared
+
+    def run(self, rows: Sequence[Any]) -> list[Any]:
+        """What comes of each of up to `size` concepts, on the host; the chunk is filled up with the last of them."""
+        filled = [*rows, *itertools.repeat(rows[-1], self.size - len(rows))]
+        own = [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, filled), strict=True)]
+        made = jax.device_get(self.program(self.shared, own))
+        return [jax.tree.map(lambda leaf, row=row: leaf[row], made) for row in range(len(rows))]
+
+
+def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Chunks:
+    """`one` compiled for chunks of `count` concepts, or as many as the memory has room for; `example` is a concept's own part.
+
+    Errors: `UserError` when there is no room for a single concept; `lower` names the argument that makes it smaller.
+    """
+    devices = _devices(shared, count)
+    each = min(math.ceil(count / len(devices)), _most_each(devices))
+    each = 1 << (each - 1).bit_length()  # a power of two: few programs, whatever the number of pictures
+    return _fitted(one, shared, example, devices, each, lower)
+
+
+def _fitted(one: One, shared: Any, example: Any, devices: Sequence[jax.Device], each: int, lower: str, lanes: int = 1) -> Chunks:
+    """For up to `each` concepts a device, where `lanes` such programs share the devices' memory."""
+    mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
+    leaves, structure = jax.tree.flatten(shared)
+    own, own_structure = jax.tree.flatten(example)
+    placed = jax.device_put(leaves, jax.sharding.NamedSharding(mesh, jax.P()))
+    program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
+    while True:
+        size = each * len(devices)
+        rows = [jax.ShapeDtypeStruct((size, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in own]
+        needed, free = needed_bytes(program.lower(placed, rows).compile()), free_bytes(devices) * _SHARE / lanes
+        if needed <= free:
+            return Chunks(program, placed, size, needed)
+        if each == 1:
+            raise UserError(
+                f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
+            )
+        each //= 2
+
+
+def fitted_lanes(one: One, shared: Any, example: Any, most: int | None, *, lower: str) -> list[list[Chunks]]:
+    """`one` compiled for calls that come when they come: programs that may run beside each other, each in several sizes.
+
+    Where every device takes concepts one by one and `most` is not given, each has a program of its own, for a single concept: so
+    none waits for what another computes. Else there is one lane on all devices, for chunks of some `most` concepts, of half
+    as many, and so on down to a single one; smallest first.
+
+    Errors: as `fitted`.
+    """
+    devices = _devices(shared, at_once())
+    if most is None and _one_by_one(devices):
+        return [[_fitted(one, shared, example, [device], 1, lower, len(devices))] for device in devices]
+    sizes = [fitted(one, shared, example, most or at_once(), lower=lower)]
+    # Placed once: where programs run on the same devices, they read the same weights.
+    placed = jax.tree.unflatten(jax.tree.structure(shared), sizes[0].shared)
+    while sizes[-1].size > 1:
+        sizes.append(fitted(one, placed, example, sizes[-1].size // 2, lower=lower))
+    return [sizes[::-1]]
+
+
+def at_once() -> int:
+    """How many concepts this process's devices compute at the same time; more of them in one call wait for each other."""
+    devices = jax.local_devices()
+    return len(devices) * (1 if _one_by_one(devices) else _most_each(devices))
+
+
+def over(
+    one: One, shared: Any, rows: Iterable[tuple[Any, Any | None]], count: int, *, lower: str
+) -> Iterator[tuple[Any, Any | None]]:
+    """(label, what comes of it) for each (label, own part) of up to `count` rows, a chunk at a time, none read before its turn.
+
+    A row whose own part is None goes through as it is, at once. Own parts of another structure or of other shapes begin another
+    chunk.
+
+    Errors: as `fitted`.
+    """
+    compiled: dict[Any, Chunks] = {}
+    waiting: list[tuple[Any, Any]] = []
+    kind = None
+
+    def made() -> Iterator[tuple[Any, Any]]:
+        labels, own = zip(*waiting, strict=True)
+        waiting.clear()
+        return zip(labels, compiled[kind].run(own), strict=True)
+
+    for label, own in rows:
+        if own is None:
+            yield label, None
+            continue
+        leaves, structure = jax.tree.flatten(own)
+        its_kind = structure, *(np.shape(leaf) for leaf in leaves)
+        if waiting and its_kind != kind:
+            yield from made()
+        kind = its_kind
+        if kind not in compiled:
+            compiled[kind] = fitted(one, shared, own, count, lower=lower)
+        waiting.append((label, own))
+        if len(waiting) == compiled[kind].size:
+            yield from made()
+    if waiting:
+        yield from made()
+
+
+@functools.cache
+def _program(one: One, shared: Any, own: Any, mesh: jax.sharding.Mesh, one_by_one: bool) -> Any:
+    """`one` over a chunk, as a function of the leaves of trees of these structures."""
+
+    def share(leaves: Sequence[Any], rows: Sequence[Any]) -> Any:
+        def each(row: Sequence[Any]) -> Any:
+            return one(jax.tree.unflatten(shared, leaves), jax.tree.unflatten(own, row))
+
+        return jax.lax.map(each, rows) if one_by_one else jax.vmap(each)(rows)
+
+    # Varying axes are not checked: what a concept starts from is the same everywhere, what it becomes is not.
+    return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=(jax.P(), jax.P(_AXIS)), out_specs=jax.P(_AXIS), check_vma=False))
+
+
+def _devices(shared: Any, count: int) -> list[jax.Device]:
+    """This process's devices: not more than concepts, nor, where they share one memory, than half of it holds the weights for."""
+    devices = jax.local_devices()[:count]
+    if devices[0].platform == "cpu":
+        copies = free_bytes(devices[:1]) // max(2 * sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(shared)), 1)
+        devices = devices[: max(int(copies), 1)]
+    return devices
+
+
+def _most_each(devices: Sequence[jax.Device]) -> int:
+    return _MOST.get(devices[0].platform, _MOST_ELSEWHERE)
+
+
+def _one_by_one(devices: Sequence[jax.Device]) -> bool:
+    return devices[0].platform == "cpu" and jax.local_device_count() >= core_count()
+
+
+def needed_bytes(program: Any) -> int:
+    """What a compiled program takes on each device beside its arguments, as the compiler says; 0 where it does not."""
+    said = program.memory_analysis()
+    return 0 if said is None else said.temp_size_in_bytes + said.output_size_in_bytes

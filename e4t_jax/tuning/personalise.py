@@ -1,0 +1,101 @@
+"""From a picture to a concept, whole: views, the captions it might have, the steps, the fold; one pure function.
+
+    key            = fold_in(seed, checksum of the picture)
+    views, φ_clip  = encode(picture and its augmentations)
+    prompts        = the caption given, or those that the base reads off the picture
+    Trainable      = tune_one(views, prompts)
+
+All randomness comes from the seed and the picture. So a concept is the same whatever is tuned beside it, in whatever order, and
+on however many devices.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
+
+from e4t_jax.arrays import Array
+from e4t_jax.captioning import pick_captions, read_scene
+from e4t_jax.data.augment import make_views
+from e4t_jax.image_inputs import Encoders, encode_pictures
+from e4t_jax.objective import Frozen, Method, Trainable, fold
+from e4t_jax.tuning.tune import Prompts, Recipe, Views, tune_one
+
+_VIEWS = 6
+PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
+
+
+class Captions(NamedTuple):
+    """The captions that a picture may have: `prompts.scene_captions`, as tokens."""
+
+    ids: Int[Array, "media places length"]
+    placeholder: Bool[Array, "media places length"]
+
+
+@struct.dataclass
+class Personalising:
+    """What all pictures of a run share."""
+
+    method: Method
+    frozen: Frozen
+    encoders: Encoders
+    captions: Captions | None  # where pictures come without
+    key: PRNGKeyArray
+    recipe: Recipe
+    clip_features: str = struct.field(pytree_node=False)
+
+
+class Given(NamedTuple):
+    """One picture, as large as the base wants it."""
+
+    picture: Float[Array | np.ndarray, "h w 3"]
+    mask: Float[Array | np.ndarray, "h w"]
+    checksum: UInt32[Array | np.ndarray, ""]
+    caption: Prompts | None = None  # where it has one of its own: [1, length]
+
+
+class Personalised(NamedTuple):
+    """A concept before it has a name."""
+
+    trainable: Trainable
+    losses: Float[Array | np.ndarray, " steps"]  # before each step
+    folded: Float[Array | np.ndarray, " clip_width"]
+
+
+def given(picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"] | None, caption: Prompts | None = None) -> Given:
+    """A picture with its checksum; without a mask, all of it counts."""
+    checksum = np.asarray(zlib.crc32(np.ascontiguousarray(picture).tobytes()), np.uint32)
+    return Given(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption)
+
+
+def personalise(run: Personalising, own: Given) -> Personalised:
+    """The concept of one picture; of no steps, what the encoder alone says."""
+    views_key, caption_key, tune_key = jax.random.split(jax.random.fold_in(run.key, own.checksum), 3)
+    views = see(run, own, views_key)
+    trainable, losses = Trainable(), jnp.zeros(0)
+    if run.recipe.steps:
+        prompts = _read_captions(run, views, caption_key) if own.caption is None else own.caption
+        trainable, losses = tune_one(run.method, run.frozen, views, prompts, tune_key, run.recipe)
+    return Personalised(trainable, losses, fold(run.method, trainable, run.frozen, views.clip[None])[0])
+
+
+def see(run: Personalising, own: Given, key: PRNGKeyArray) -> Views:
+    """A picture's views as latents, and φ_clip of the picture itself."""
+    picture = jnp.asarray(own.picture)
+    images, masks = make_views(picture, jnp.asarray(own.mask), key, _VIEWS)
+    latents, clip, small = encode_pictures(run.method.base, run.clip_features, run.encoders, images, masks, picture[None])
+    return Views(latents, clip[0], small)
+
+
+def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:
+    assert run.captions is not None, "a picture has no caption, and there is none to choose"
+    ids, placeholder = run.captions
+    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
+    picked = pick_captions(weights, PROMPTS)
+    return ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]

@@ -1,0 +1,137 @@
+"""Tuning: a few steps on one picture.
+
+    step k:   batch_k ~ views of the picture × prompts × (t, ε)
+              trainable ← NovoGrad(trainable, ∇ e4t_loss(trainable, batch_k))
+
+In a scope whose encoder stays the domain's, E is predicted once, before the first step, as its mean over a draw of
+(t, ε) for each view (`Scope.fresh_word`).
+
+The steps are a `lax.scan`; many concepts are this, many times over (`chunks`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Bool, Float, Int, PRNGKeyArray
+
+from e4t_jax.arrays import Array
+from e4t_jax.checks import check_ranges
+from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss, mean_prediction
+from e4t_jax.offsets import init_factors
+from e4t_jax.training import optimizers
+from e4t_jax.training.loop import init_state, update
+from e4t_jax.tuning.scopes import find_scope
+
+Prompts = tuple[Int[Array, "prompts length"], Bool[Array, "prompts length"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneSettings:
+    """How concepts are tuned."""
+
+    scope: str = "compact"
+    """What is tuned: compact (kilobytes), head (the encoder too) or full (all U-Net weights too)."""
+    steps: int = 5
+    """Tuning steps; 0 uses the encoder alone."""
+    batch_size: int = 16
+    """Draws of a view, a prompt, a timestep and noise in each step."""
+    seed: int = 0
+    """Seed of views, noise and timesteps."""
+    mask: Literal["auto", "none", "file"] = "auto"
+    """What limits the loss to the concept: an alpha channel or NAME.mask.png beside a picture where there is one (auto), or
+    in any case (file), or nothing (none)."""
+    learning_rate: float | None = None
+    """Length of the first step of each factor, or weight of encoder and U-Net; the scope's own where not given."""
+    word_rate: float | None = None
+    """Length of the first step of the word's residual in scope compact; the scope's own where not given."""
+    regularisation: float | None = None
+    """λ, the weight of the squared length of the word's offset; the domain's own where not given."""
+
+    def recipe(self, regularisation: float) -> Recipe:
+        """What is to be computed, with the scope's rates and the domain's λ where none is given.
+
+        Errors: `UserError` for an unknown scope or mask and for numbers out of range.
+        """
+        check_ranges(self)
+        scope = find_scope(self.scope)
+        return Recipe(
+            self.scope,
+            self.steps,
+            self.batch_size,
+            scope.learning_rate if self.learning_rate is None else self.learning_rate,
+            scope.word_rate if self.word_rate is None else self.word_rate,
+            regularisation if self.regularisation is None else self.regularisation,
+        )
+
+
+@struct.dataclass
+class Recipe:
+    """What `tune_one` computes. Other rates and λ need no new compilation; all else does."""
+
+    scope: str = struct.field(pytree_node=False)
+    steps: int = struct.field(pytree_node=False)
+    batch_size: int = struct.field(pytree_node=False)
+    learning_rate: float | Float[Array, ""]
+    word_rate: float | Float[Array, ""]
+    regularisation: float | Float[Array, ""]
+
+
+class Views(NamedTuple):
+    """What tuning sees of one picture: itself and its augmentations, as latents."""
+
+    latents: Float[Array, "views y x channels"]
+    clip: Float[Array, "states clip_width"]  # φ_clip of the picture itself
+    mask: Float[Array, "views y x"]  # ones where nothing is masked
+
+
+def start(method: Method, frozen: Frozen, scope: str, key: PRNGKeyArray) -> Trainable:
+    """The trainable part before the first step: Δ = 0, no residual, the domain's encoder.
+
+    Errors: `UserError` for an unknown scope.
+    """
+    row = find_scope(scope)
+    return Trainable(
+        init_factors(key, method.base.offset_kernels(frozen.unet), rank=row.rank),
+        encoder=frozen.encoder if row.encoder else None,
+        residual=jnp.zeros((method.base.text_width,)) if row.residual else None,
+        unet=frozen.unet if row.unet else None,
+    )
+
+
+def tune_one(
+    method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
+) -> tuple[Trainable, Float[Array, " steps"]]:
+    """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
+    start_key, draw_key = jax.random.split(key)
+    keys = jax.random.split(draw_key, recipe.steps + 1)
+    trainable = start(method, frozen, recipe.scope, start_key)
+    tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
+    predicted = None
+    if not find_scope(recipe.scope).fresh_word:
+        predicted = mean_prediction(method, frozen, views.latents, views.clip, keys[-1])
+
+    def loss(trainable, frozen, batch, key):
+        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, predicted=predicted)
+
+    def step(state, step_key):
+        view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
+        batch = draw_batch(views, prompts, view_key, prompt_key, recipe.batch_size)
+        state, metrics = update(loss, tx, state, frozen, batch, loss_key)
+        return state, metrics["loss"]
+
+    state, losses = jax.lax.scan(step, init_state(trainable, tx), keys[:-1])
+    return state.params, losses
+
+
+def draw_batch(views: Views, prompts: Prompts, view_key: PRNGKeyArray, prompt_key: PRNGKeyArray, batch_size: int) -> ConceptBatch:
+    """`batch_size` draws of a view and a prompt."""
+    which = jax.random.randint(view_key, (batch_size,), 0, views.latents.shape[0])
+    ids, placeholder = prompts
+    prompt = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
+    clip = jnp.broadcast_to(views.clip, (batch_size, *views.clip.shape))
+    return ConceptBatch(views.latents[which], clip, ids, placeholder, views.mask[which], prompt)
