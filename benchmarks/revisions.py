@@ -31,13 +31,16 @@ def child() -> None:
 
     try:
         from e4t_jax.files.domain_files import load_domain
-        from e4t_jax.tuning.tune import Recipe as Settings
-        from e4t_jax.tuning.tune import Views, tune_one
-    except ImportError:  # revisions before the rooms were built
-        from e4t_jax.tune import TuneSettings as Settings
-        from e4t_jax.tune import Views, tune_one
+        from e4t_jax.objective import LossWeights
+        from e4t_jax.sample import Drawing, DrawnConcept
+        from e4t_jax.tuning.tune import TuneSettings, Views, tune_one
 
-        from e4t_jax.domain import load_domain
+        older = False
+    except ImportError:  # before tuning had a room of its own
+        from e4t_jax.domain_files import load_domain
+        from e4t_jax.training.tune import TuneSettings, Views, tune_one
+
+        older = True
     domain = load_domain("creatures")
     base, method, frozen = domain.base, domain.method, domain.frozen
     keys = jax.random.split(jax.random.key(0), 4)
@@ -49,7 +52,8 @@ def child() -> None:
 
     @jax.jit
     def pretraining(trainable, moments, batch, key):
-        loss = lambda trainable: e4t_loss(method, trainable, plain, batch, key, regularisation=1e-4)[0]  # noqa: E731
+        weights = {"regularisation": 1e-4} if older else {"weights": LossWeights(1e-4)}
+        loss = lambda trainable: e4t_loss(method, trainable, plain, batch, key, **weights)[0]  # noqa: E731
         updates, moments = tx.update(jax.grad(loss)(trainable), moments, trainable)
         return optax.apply_updates(trainable, updates), moments
 
@@ -61,15 +65,19 @@ def child() -> None:
     tune = jax.jit(tune_one)
 
     def tuning(scope):
-        rates = {"learning_rate": 0.05, "word_rate": 0.08, "regularisation": 1e-4}
-        settings = Settings(scope=scope, steps=5, batch_size=16, **rates)
-        return lambda: tune(method, frozen, views, prompts, keys[2], settings)
+        recipe = TuneSettings(scope=scope, steps=5, batch_size=16, learning_rate=0.05, word_rate=0.08).recipe(1e-4)
+        if older:
+            return lambda: tune(method, frozen, views, prompts, keys[2], recipe)
+        return lambda: tune(method, frozen, views, prompts, key=keys[2], recipe=recipe)
 
     draw = jax.jit(sample_latents)
 
     def sampling():
         steps, folded = sampler(method.schedule, "ddim", 10), jnp.zeros(base.clip_width)
-        return draw(method, steps, Trainable(), frozen, folded, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])
+        if older:
+            return draw(method, steps, Trainable(), frozen, folded, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])
+        run = Drawing(method, steps, frozen, {}, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])
+        return draw(run, DrawnConcept(Trainable(), folded))
 
     cases = {
         "pretraining": lambda: pretraining(trainable, moments, batch, keys[2]),

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--load", type=float, default=0.7, help="their rate, over the capacity")
     parser.add_argument("--alone", type=int, default=9, help="tunings of a single picture")
     parser.add_argument("--burst", type=int, default=24, help="pictures at once, for the capacity")
-    parser.add_argument("--most", type=int, help="pictures in one call; where not given, as many as a device computes at once")
+    parser.add_argument("--max-batch", type=int, help="pictures in one call; where not given, as many as a device computes at once")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     use_all_cores()
@@ -40,7 +40,7 @@ def main() -> None:
 
     pictures = list(held_out(options.seed, options.pictures, split="validation").pictures)
     began = time.perf_counter()
-    with Tuner(load_domain("creatures"), most=options.most) as tuner:
+    with Tuner(load_domain("creatures"), max_batch=options.max_batch) as tuner:
         compiling = time.perf_counter() - began
         alone = [latency for picture in pictures[: options.alone] for latency in sent(tuner, [picture], [0.0])]
         burst = sent(tuner, [pictures[row % len(pictures)] for row in range(options.burst)], [0.0] * options.burst)

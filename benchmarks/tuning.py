@@ -107,7 +107,7 @@ def tune(shared: Any, own: Any) -> Any:
     from e4t_jax.tuning.tune import tune_one
 
     (method, frozen, key, recipe), (views, prompts, number) = shared, own
-    return tune_one(method, frozen, views, prompts, jax.random.fold_in(key, number), recipe)
+    return tune_one(method, frozen, views, prompts, key=jax.random.fold_in(key, number), recipe=recipe)
 
 
 def prepare(domain: Any, scope: str, count: int) -> Case:
@@ -115,32 +115,31 @@ def prepare(domain: Any, scope: str, count: int) -> Case:
 
     shared, own = given(domain, scope)
     began = time.perf_counter()
-    chunks = fitted(tune, shared, own, count, lower="batch_size")
+    batch = fitted(tune, shared, own, count, lower="batch_size")
 
     def run() -> None:
-        for first in range(0, count, chunks.size):
-            chunks.run([own] * min(chunks.size, count - first))
+        for first in range(0, count, batch.size):
+            batch.run([own] * min(batch.size, count - first))
 
     run()
-    return Case(run, chunks.needed, time.perf_counter() - began)
+    return Case(run, batch.needed, time.perf_counter() - began)
 
 
 def flops(domain: Any, scope: str) -> float:
     """Of one step, before the compiler's own savings."""
     import jax
 
-    from e4t_jax.objective import e4t_loss
-    from e4t_jax.tuning.scopes import find_scope
+    from e4t_jax.objective import LossWeights, e4t_loss
     from e4t_jax.tuning.tune import draw_batch, start
 
     (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
-    batch = draw_batch(views, prompts, key, key, recipe.batch_size)
-    predicted = None if find_scope(scope).fresh_word else jax.numpy.zeros(domain.base.text_width)
+    batch = draw_batch(views, prompts, recipe.batch_size, view_key=key, prompt_key=key)
+    predicted = None if recipe.scope.fresh_word else jax.numpy.zeros(domain.base.text_width)
 
     def loss(trainable: Any, frozen: Any, batch: Any, predicted: Any) -> Any:
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=0.0, predicted=predicted)[0]
+        return e4t_loss(method, trainable, frozen, batch, key, weights=LossWeights(0.0), predicted=predicted)[0]
 
-    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, scope, key), frozen, batch, predicted)
+    step = jax.jit(jax.grad(loss)).lower(start(method, frozen, recipe.scope, key), frozen, batch, predicted)
     return float(step.cost_analysis()["flops"])
 
 

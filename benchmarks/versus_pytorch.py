@@ -74,8 +74,9 @@ def trajectories(domain: Any, folder: Path) -> dict[str, dict[str, float]]:
     from plain_pytorch import Plain, offset_by_factors, tensor
 
     from e4t_jax.bases.stable_diffusion.names import to_torch, torch_name
-    from e4t_jax.objective import e4t_loss_at
+    from e4t_jax.objective import Draws, LossWeights, e4t_loss_at
     from e4t_jax.training.loop import init_state, update
+    from e4t_jax.tuning.scopes import SCOPES
     from e4t_jax.tuning.tune import start
 
     method, frozen, steps = domain.method, domain.frozen, draws(domain)
@@ -83,11 +84,11 @@ def trajectories(domain: Any, folder: Path) -> dict[str, dict[str, float]]:
     tx = optax.adamw(_RATE, weight_decay=_DECAY)
     figures = {}
     for scope in ("head", "full"):
-        begun = start(method, frozen, scope, jax.random.key(1))
+        begun = start(method, frozen, SCOPES[scope], jax.random.key(1))
 
         def loss(trainable, frozen, given, key):
             batch, t, noise = given
-            return e4t_loss_at(method, trainable, frozen, batch, t, noise, regularisation=domain.regularisation)
+            return e4t_loss_at(method, trainable, frozen, batch, Draws(t, noise), weights=LossWeights(domain.regularisation))
 
         step, state, ours = jax.jit(partial(update, loss, tx)), init_state(begun, tx), []
         for given in steps:

@@ -27,12 +27,13 @@ from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors
 from e4t_jax.process import draw_noise
-from e4t_jax.sample import Drawing, Personal, SampleSettings, draw
+from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
 from e4t_jax.templates import scene_captions
 from e4t_jax.tuning.batching import over
-from e4t_jax.tuning.personalise import Captions, Given, Personalised, Personalising, given, personalise
+from e4t_jax.tuning.kept_programs import static_fields
+from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
 from e4t_jax.tuning.results import Outcome, Outcomes
 from e4t_jax.tuning.tune import Prompts, Recipe, TuneSettings
 from e4t_jax.words import PLACEHOLDER, TokenizedPrompts, tokenize
@@ -57,6 +58,7 @@ class Domain:
     template: str = "neutral"  # the kind of captions to look for (`prompts.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
+    samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:
         return f"Domain({self.domain_token!r}, base={self.base_name!r}, {self.base.image_size} px, {self.fingerprint})"
@@ -70,9 +72,23 @@ class Domain:
         """What tuning and generation read and never change."""
         return Frozen(self.params["unet"], self.params["text_encoder"], self.factors, self.encoder)
 
+    @property
+    def stored(self) -> Params:
+        """The base's weights as stored, or samples of them, for fingerprints."""
+        return self.params if self.samples is None else self.samples
+
+    def static(self, *parts: Any) -> list[Any] | None:
+        """What programs on this domain are traced from beside shapes, as plain data; None for a base without description."""
+        description = getattr(self.base, "description", None)
+        if description is None:
+            return None
+        schedule = [getattr(self.method.schedule, field.name) for field in static_fields(self.method.schedule)]
+        own = [description, schedule, self.scale, self.clip_features]
+        return [*own, *([type(part).__name__, *(getattr(part, field.name) for field in static_fields(part))] for part in parts)]
+
     @cached_property
     def fingerprint(self) -> str:
-        unet = self.params["unet"]
+        unet = self.stored["unet"]
         # Stable Diffusion's first layer tells its versions apart; of another model, all is read.
         return fingerprint({"conv_in": unet["conv_in"]} if "conv_in" in unet else unet, self.encoder, self.factors)
 
@@ -123,7 +139,7 @@ class Domain:
         tuning = self.tuning(settings, **changes)
         tokens = None if captions is None else self.tokenize(captions)
 
-        def read(row: int) -> tuple[Outcome[Concept], Given | None]:
+        def read(row: int) -> tuple[Outcome[Concept], PictureInput | None]:
             own_caption = None if captions is None else captions[row]
             own_tokens = None if tokens is None else tuple(part[row][None] for part in tokens)
             outcome, own = tuning.read(images[row], names[row] if names else name_of(images[row], row), own_caption, own_tokens)
@@ -133,7 +149,8 @@ class Domain:
 
         rows = grain.MapDataset.range(len(images)).map(read)
         ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
-        made = over(personalise, tuning.shared(reads=tokens is None), ahead, len(images), lower="batch_size")
+        shared = tuning.shared(reads=tokens is None)
+        made = over(personalise, shared, ahead, len(images), lower="batch_size", static=tuning.static)
         return Outcomes(len(images), (tuning.concept(*pair) for pair in made))
 
     def tuning(self, settings: TuneSettings | None = None, **changes: Any) -> Tuning:
@@ -178,15 +195,15 @@ class Domain:
         Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        run = self._drawing(self.frozen, self.tokenize(prompts), settings)
+        run = self.drawing(self.tokenize(prompts), settings)
 
-        def own(concept: Concept) -> tuple[Outcome[np.ndarray], Personal | None]:
+        def own(concept: Concept) -> tuple[Outcome[np.ndarray], DrawnConcept | None]:
             if concept.domain != self.fingerprint:
                 error = UserError(f"{concept.name} was tuned in another domain or on another base.", "concepts")
                 return Outcome(concept.name, error=error), None
-            return Outcome(concept.name), Personal(concept.trainable, concept.folded)
+            return Outcome(concept.name), DrawnConcept(concept.trainable, concept.folded)
 
-        made = over(draw, run, map(own, concepts), count, lower="prompts")
+        made = over(draw_concept, run, map(own, concepts), count, lower="prompts", static=self.static(run.sampler))
         return Outcomes(count, (_pictures(*pair) for pair in made))
 
     def generate_class(
@@ -196,24 +213,29 @@ class Domain:
         settings = _changed(settings or SampleSettings(), changes)
         ids, placeholder = self.tokenize(prompts)
         tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
-        run = self._drawing(self.frozen._replace(factors=None), tokens, settings)
-        own = Personal(Trainable(), np.zeros(self.base.clip_width, np.float32))
-        ((_, made),) = over(draw, run, [(None, own)], 1, lower="prompts")
+        run = self.drawing(tokens, settings)
+        run = dataclasses.replace(run, frozen=self.frozen._replace(factors=None))
+        own = DrawnConcept(Trainable(), np.zeros(self.base.clip_width, np.float32))
+        ((_, made),) = over(draw_concept, run, [(None, own)], 1, lower="prompts")
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
-    def _drawing(self, frozen: Frozen, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+    def drawing(self, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+        """What `draw_concept` needs beside a concept.
+
+        Errors: `UserError` for settings out of range and an unknown sampler.
+        """
         settings.check()
         noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
         return Drawing(
-            self.method,
-            self.sampler(settings),
-            frozen,
-            self.params["vae"],
-            jnp.asarray(tokens.ids),
-            jnp.asarray(tokens.placeholder),
-            draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
-            self.guidance if settings.guidance is None else settings.guidance,
-            step_key,
+            method=self.method,
+            sampler=self.sampler(settings),
+            frozen=self.frozen,
+            vae=self.params["vae"],
+            ids=jnp.asarray(tokens.ids),
+            placeholder=jnp.asarray(tokens.placeholder),
+            noise=draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
+            guidance=self.guidance if settings.guidance is None else settings.guidance,
+            key=step_key,
         )
 
     def sampler(self, settings: SampleSettings) -> Sampler:
@@ -239,7 +261,7 @@ class Tuning:
 
     def read(
         self, image: PictureLike, name: str, caption: str | None, tokens: Prompts | None
-    ) -> tuple[Outcome[Concept], Given | None]:
+    ) -> tuple[Outcome[Concept], PictureInput | None]:
         """A picture with what its concept follows from; None with its error where it cannot be read.
 
         `tokens` are the caption's, [1, length]; both are None where it is to be read off the picture.
@@ -250,7 +272,7 @@ class Tuning:
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
         except UserError as error:
             return Outcome(name, error=error), None
-        own = given(picture, found, tokens)
+        own = picture_input(picture, found, tokens)
         return Outcome(name, origin=self._origin(own, caption)), own
 
     def shared(self, *, reads: bool) -> Personalising:
@@ -259,9 +281,20 @@ class Tuning:
         if reads and self.recipe.steps:
             grid = scene_captions(domain.template)
             tokens = domain.tokenize([caption for row in grid for caption in row])
-            captions = Captions(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
-        encoders, key = Encoders(domain.params["vae"], domain.params["image_encoder"]), jax.random.key(self.settings.seed)
-        return Personalising(domain.method, domain.frozen, encoders, captions, key, self.recipe, domain.clip_features)
+            captions = CaptionGrid(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
+        return Personalising(
+            method=domain.method,
+            frozen=domain.frozen,
+            encoders=Encoders(domain.params["vae"], domain.params["image_encoder"]),
+            captions=captions,
+            key=jax.random.key(self.settings.seed),
+            recipe=self.recipe,
+        )
+
+    @property
+    def static(self) -> list[Any] | None:
+        """As `Domain.static`, of tuning with this recipe."""
+        return self.domain.static(self.recipe)
 
     def concept(self, outcome: Outcome[Concept], made: Personalised | None) -> Outcome[Concept]:
         """The outcome with the concept that `personalise` made of it, if it did, or with the reason why it is none."""
@@ -271,16 +304,28 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
-        concept = Concept(outcome.name, self.recipe.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
+        concept = Concept(outcome.name, self.settings.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
         return dataclasses.replace(outcome, result=concept)
 
-    def _origin(self, own: Given, caption: str | None) -> str:
+    def _origin(self, own: PictureInput, caption: str | None) -> str:
         """A checksum of all that a concept follows from."""
         pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
-        facts = {**dataclasses.asdict(self.recipe), "seed": self.settings.seed, "caption": caption}
-        facts |= {"domain": self.domain.fingerprint, "pixels": pixels, "template": self.domain.template}
-        facts |= {"dtype": self.domain.base.dtype}
-        return digest(to_json(facts).encode())
+        recipe = self.recipe
+        source = {
+            "scope": self.settings.scope,
+            "steps": recipe.steps,
+            "batch_size": recipe.batch_size,
+            "learning_rate": recipe.learning_rate,
+            "word_rate": recipe.word_rate,
+            **dataclasses.asdict(recipe.weights),
+            "seed": self.settings.seed,
+            "caption": caption,
+            "domain": self.domain.fingerprint,
+            "pixels": pixels,
+            "template": self.domain.template,
+            "dtype": self.domain.base.dtype,
+        }
+        return digest(to_json(source).encode())
 
 
 def to_pil(images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> list[list[Image.Image]]:

@@ -30,10 +30,11 @@ class Encoded(NamedTuple):
 
 def encode_pictures(
     base: Base,
-    clip_features: str,
     weights: Encoders,
     images: Float[Array, "batch h w 3"],
     masks: Float[Array, "batch h w"],
+    *,
+    clip_features: str,
     seen: Float[Array, "pictures h w 3"] | None = None,
 ) -> Encoded:
     """Latents and masks of `images`, and φ_clip of the same pictures, or of those in `seen`; pictures in [-1, 1]."""

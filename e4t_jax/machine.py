@@ -7,9 +7,12 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import psutil
+
+from e4t_jax.errors import UserError
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -39,6 +42,30 @@ def free_on_host() -> float:
     """Bytes that the system would still give to this process."""
     rooms = [room for folder in _cgroup_folders() if (room := _memory_room(folder)) is not None]
     return min([psutil.virtual_memory().available, *rooms])
+
+
+def needed_bytes(program: jax.stages.Compiled) -> int:
+    """What a compiled program takes on each device beside its arguments, as the compiler says; 0 where it does not."""
+    memory: Any = program.memory_analysis()
+    if memory is None:
+        return 0
+    return memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+
+
+def check_fits(program: jax.stages.Compiled, devices: Sequence[jax.Device], *, lower: str) -> None:
+    """Errors: `UserError` where a program takes more than its devices have free; `lower` names the argument to lower."""
+    needed, free = needed_bytes(program), free_bytes(devices)
+    if needed > free:
+        raise UserError(
+            f"the program takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
+        )
+
+
+def check_holds(needed: float, devices: Sequence[jax.Device], what: str) -> None:
+    """Errors: `UserError` where the devices have no room for so many bytes each: said before anything is compiled."""
+    free = free_bytes(devices)
+    if needed > free:
+        raise UserError(f"{what} take {needed / 1e9:.1f} GB on each device, and {free / 1e9:.1f} GB are free; take a larger one.")
 
 
 def _cgroup_folders() -> Iterator[Path]:

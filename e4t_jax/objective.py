@@ -12,9 +12,11 @@ The target is ε, or v for v-prediction models. The mask m in [0, 1] is optional
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
@@ -23,7 +25,7 @@ from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Base, Conditioning, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.encoder import ConceptEncoder
-from e4t_jax.offsets import Factors, merge
+from e4t_jax.offsets import Factors, init_factors, merge
 from e4t_jax.process import NoiseSchedule, add_noise, draw_noise, training_target
 from e4t_jax.words import domain_token_id, inject
 
@@ -38,6 +40,7 @@ class Method:
     empty_ids: Int[Array, "1 length"]  # the empty prompt
     domain_id: Int[Array, ""]  # the domain token
     scale: float = struct.field(pytree_node=False, default=0.1)  # s
+    clip_features: str = struct.field(pytree_node=False, default="layers")  # what of CLIP's the encoder sees (`Base.see`)
 
 
 def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features: str = "layers") -> Method:
@@ -53,7 +56,19 @@ def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features
         empty_ids=jnp.asarray([empty]),
         domain_id=jnp.asarray(domain_token_id(base.tokenizer, domain_token)),
         scale=scale,
+        clip_features=clip_features,
     )
+
+
+@struct.dataclass
+class LossWeights:
+    """What each term of the loss weighs beside the denoising error. Another term is a field here and a summand in `total`."""
+
+    regularisation: float | Float[Array, ""]  # λ, of the squared length of the word's offset
+
+    def total(self, denoising: Float[Array, ""], offset: Float[Array, "batch text_width"]) -> Float[Array, ""]:
+        """The loss: denoising + λ mean_batch ‖s (E + r)‖²."""
+        return denoising + self.regularisation * jnp.mean(jnp.sum(offset**2, axis=-1))
 
 
 class Trainable(NamedTuple):
@@ -68,6 +83,9 @@ class Trainable(NamedTuple):
     unet: Any = None
 
 
+jax.export.register_namedtuple_serialization(Trainable, serialized_name="e4t_jax.Trainable")
+
+
 class Frozen(NamedTuple):
     """What the loss reads but never changes; `factors` and `encoder` are a domain's, under a concept's own."""
 
@@ -75,6 +93,16 @@ class Frozen(NamedTuple):
     text_encoder: Any
     factors: Factors | None = None
     encoder: Any = None
+
+
+# What each part of a concept's `Trainable` is before the first step, from (method, frozen, rank of factors, key): Δ = 0, no
+# residual, the domain's encoder, the base's U-Net. What learns is float32, whatever dtype the networks compute in.
+INITIAL_PARTS: dict[str, Callable[[Method, Frozen, int, PRNGKeyArray], Any]] = {
+    "factors": lambda method, frozen, rank, key: init_factors(key, method.base.offset_kernels(frozen.unet), rank=rank),
+    "encoder": lambda method, frozen, rank, key: frozen.encoder,
+    "residual": lambda method, frozen, rank, key: jnp.zeros((method.base.text_width,)),
+    "unet": lambda method, frozen, rank, key: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen.unet),
+}
 
 
 class Draws(NamedTuple):
@@ -168,15 +196,15 @@ def e4t_loss(
     batch: ConceptBatch,
     key: PRNGKeyArray,
     *,
-    regularisation: float | Float[Array, ""],
+    weights: LossWeights,
     predicted: Float[Array, "text_width"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's head, with timesteps and noise drawn from `key`; returns (loss, its terms)."""
-    draws = draw(method, len(batch.latents), key)
-    return e4t_loss_at(method, trainable, frozen, batch, *draws, regularisation=regularisation, predicted=predicted)
+    draws = draw_timesteps_and_noise(method, len(batch.latents), key)
+    return e4t_loss_at(method, trainable, frozen, batch, draws, weights=weights, predicted=predicted)
 
 
-def draw(method: Method, count: int, key: PRNGKeyArray) -> Draws:
+def draw_timesteps_and_noise(method: Method, count: int, key: PRNGKeyArray) -> Draws:
     """Timesteps and noise for a batch of `count` pictures.
 
     Every timestep is uniform, but the batch has one from each of `count` equal slices of the schedule, in random order:
@@ -210,7 +238,7 @@ def mean_prediction(
     key: PRNGKeyArray,
 ) -> Float[Array, "text_width"]:
     """A domain's E of one picture, the mean over a draw of timestep and noise from `key` for each of its views."""
-    t, noise = draw(method, len(latents), key)
+    t, noise = draw_timesteps_and_noise(method, len(latents), key)
     unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
     return predict_of_one(method, frozen, unet, z_t, t, clip).mean(axis=0)
 
@@ -220,42 +248,41 @@ def e4t_loss_at(
     trainable: Trainable,
     frozen: Frozen,
     batch: ConceptBatch,
-    t: Int[Array, "batch"],
-    noise: Float[Array, "batch height width channels"],
+    draws: Draws,
     *,
-    regularisation: float | Float[Array, ""],
+    weights: LossWeights,
     mean_mask: Float[Array, ""] | None = None,
     predicted: Float[Array, "text_width"] | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The E4T loss at given timesteps and noise; λ = `regularisation`.
+    """The E4T loss at given timesteps and noise.
 
     For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
     E may be given as `predicted`, one for all pictures: then it is no function of offsets and timestep, the U-Net's pass that φ
     comes from is not run, and every prompt is read once.
     """
+    t, noise = draws
     unet = effective_unet(trainable, frozen)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     if predicted is None:
         features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(z_t)))
         folded = fold(method, trainable, frozen, batch.clip)
         word, offset = concept_word(method, trainable, frozen, folded, features)
-        ids, placeholder = _of_each(batch.prompt, (batch.ids, batch.placeholder))
+        ids, placeholder = _rows_of(batch.prompt, (batch.ids, batch.placeholder))
         text = prompt_states(method, frozen, ids, placeholder, word)
     else:
         word, offset = add_to_domain_word(method, trainable, frozen, predicted[None])
         words = jnp.broadcast_to(word, (len(batch.ids), word.shape[1]))
-        text = _of_each(batch.prompt, prompt_states(method, frozen, batch.ids, batch.placeholder, words))
+        text = _rows_of(batch.prompt, prompt_states(method, frozen, batch.ids, batch.placeholder, words))
     output = method.base.denoise(unet, z_t, t, text)[0]
     error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
     mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
     # Of a mask that covers nothing the loss is 0, not NaN.
     covered = (jnp.mean(mask) if mean_mask is None else mean_mask) + 1e-6 / error.size
     denoising = jnp.mean(error * mask[..., None]) / covered
-    size = jnp.mean(jnp.sum(offset**2, axis=-1))
-    loss = denoising + regularisation * size
+    loss = weights.total(denoising, offset)
     return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.mean(jnp.linalg.norm(offset, axis=-1))}
 
 
-def _of_each(which: Int[Array, "batch"] | None, of_prompts: Any) -> Any:
-    """From a row a prompt to a row a picture."""
-    return of_prompts if which is None else jax.tree.map(lambda leaf: leaf[which], of_prompts)
+def _rows_of(prompt: Int[Array, "batch"] | None, of_prompts: Any) -> Any:
+    """From one row per prompt to one row per picture."""
+    return of_prompts if prompt is None else jax.tree.map(lambda leaf: leaf[prompt], of_prompts)

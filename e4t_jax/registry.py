@@ -3,7 +3,7 @@
 base    name -> () -> folder of a base model
 domain  name -> () -> folder of a domain
 data    name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
-look    name of data -> (domain that is learned on it) -> a `looks.Look` at it, where another than `looks.look_at` is wanted
+look    name of data -> (domain that is learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
 """
 
 from __future__ import annotations

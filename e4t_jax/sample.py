@@ -47,42 +47,9 @@ class SampleSettings:
         check_ranges(self)
 
 
-def sample_latents(
-    method: Method,
-    sampler: Sampler,
-    trainable: Trainable,
-    frozen: Frozen,
-    folded: Float[Array, " clip_width"],
-    ids: Int[Array, "prompts length"],
-    placeholder: Bool[Array, "prompts length"],
-    noise: Float[Array, "prompts height width channels"],
-    guidance: float | Float[Array, ""],
-    key: PRNGKeyArray,
-) -> tuple[Float[Array, "prompts height width channels"], Float[Array, "steps prompts text_width"]]:
-    """Latents of one concept in several prompts, and the words e* that were used on the way.
-
-    `trainable` is the concept's own part, `folded` its folded picture; pure, so `jit` and `vmap` (over concepts) apply.
-    """
-    unet = effective_unet(trainable, frozen)
-    count = noise.shape[0]
-    empty = empty_states(method, frozen, count)
-    folds = jnp.broadcast_to(folded, (count, *folded.shape))
-
-    def call(state, i):
-        z, t = state.latents, jnp.broadcast_to(sampler.timesteps[i], (count,))
-        unconditional, features = method.base.denoise(unet, z, t, empty)
-        word, _ = concept_word(method, trainable, frozen, folds, features)
-        text = prompt_states(method, frozen, ids, placeholder, word)
-        conditional = method.base.denoise(unet, z, t, text)[0]
-        return sampler.step(state, unconditional + guidance * (conditional - unconditional), i), word
-
-    state, words = jax.lax.scan(call, sampler.init(noise, key), jnp.arange(len(sampler.timesteps)))
-    return state.latents, words
-
-
 @struct.dataclass
 class Drawing:
-    """What all concepts of a run share."""
+    """What all concepts of a call share."""
 
     method: Method
     sampler: Sampler
@@ -95,25 +62,39 @@ class Drawing:
     key: PRNGKeyArray
 
 
-class Personal(NamedTuple):
-    """What is a concept's own."""
+class DrawnConcept(NamedTuple):
+    """What drawing needs of one concept."""
 
     trainable: Trainable
     folded: Float[Array | np.ndarray, " clip_width"]
 
 
-def draw(run: Drawing, own: Personal) -> Float[Array, "prompts h w 3"]:
-    """One concept in every prompt, decoded to pictures in [-1, 1]; over many concepts: `chunks`."""
-    latents, _ = sample_latents(
-        run.method,
-        run.sampler,
-        own.trainable,
-        run.frozen,
-        jnp.asarray(own.folded),
-        run.ids,
-        run.placeholder,
-        run.noise,
-        run.guidance,
-        run.key,
-    )
+def sample_latents(
+    run: Drawing, concept: DrawnConcept
+) -> tuple[Float[Array, "prompts height width channels"], Float[Array, "steps prompts text_width"]]:
+    """Latents of one concept in several prompts, and the words e* that were used on the way.
+
+    Pure, so that `jit` and `vmap` over concepts apply.
+    """
+    method, frozen, sampler = run.method, run.frozen, run.sampler
+    unet = effective_unet(concept.trainable, frozen)
+    count = len(run.noise)
+    empty = empty_states(method, frozen, count)
+    folded = jnp.broadcast_to(concept.folded, (count, *concept.folded.shape))
+
+    def call(state, i):
+        z, t = state.latents, jnp.broadcast_to(sampler.timesteps[i], (count,))
+        unconditional, features = method.base.denoise(unet, z, t, empty)
+        word, _ = concept_word(method, concept.trainable, frozen, folded, features)
+        text = prompt_states(method, frozen, run.ids, run.placeholder, word)
+        conditional = method.base.denoise(unet, z, t, text)[0]
+        return sampler.step(state, unconditional + run.guidance * (conditional - unconditional), i), word
+
+    state, words = jax.lax.scan(call, sampler.init(run.noise, run.key), jnp.arange(len(sampler.timesteps)))
+    return state.latents, words
+
+
+def draw_concept(run: Drawing, concept: DrawnConcept) -> Float[Array, "prompts h w 3"]:
+    """One concept in every prompt, decoded to pictures in [-1, 1]; over many concepts: `tuning.batching`."""
+    latents, _ = sample_latents(run, concept)
     return jnp.clip(run.method.base.decode(run.vae, latents), -1, 1)

@@ -21,6 +21,7 @@ from e4t_jax.files.domain_files import load_domain, save_domain
 from e4t_jax.objective import make_method
 from e4t_jax.pretraining.step import init_trainable
 from e4t_jax.storage import write_file
+from e4t_jax.tuning.scopes import SCOPES
 from e4t_jax.tuning.tune import start
 
 
@@ -67,7 +68,7 @@ def write_tiny_world(folder: Path) -> World:
     save_domain(world.domain, dataclasses.replace(tiny, base_name=str(world.base), base=base, params=params))
     loaded = load_domain(world.domain)
     for index, path in enumerate(world.concepts):
-        trainable = start(loaded.method, loaded.frozen, "compact", jax.random.key(index))
+        trainable = start(loaded.method, loaded.frozen, SCOPES["compact"], jax.random.key(index))
         save_concept(path, Concept(path.stem, "compact", loaded.fingerprint, trainable, jnp.ones(loaded.base.clip_width)))
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)

@@ -10,7 +10,7 @@ from e4t_jax.creatures.judging.personalisation_trial import held_out
 from e4t_jax.creatures.world.attributes import CONTEXTS, STYLES
 from e4t_jax.creatures.world.pictures import as_floats
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.objective import ConceptBatch, Trainable, e4t_loss_at
+from e4t_jax.objective import ConceptBatch, Draws, LossWeights, Trainable, e4t_loss_at
 from e4t_jax.templates import SCENES, TEMPLATES, scene_captions
 
 OPTIMISED = True  # the shipped domain computes for long
@@ -32,7 +32,9 @@ def test_errors_are_the_losses_of_the_captions(domain, concept_batch):
         for draw in range(draws):
             one = ConceptBatch(latents[None], clip[None], ids[row][None], placeholder[row][None])
             t = jnp.array([timesteps[draw]])
-            loss, _ = e4t_loss_at(domain.method, Trainable(), domain.frozen, one, t, noise[draw][None], regularisation=0.0)
+            loss, _ = e4t_loss_at(
+                domain.method, Trainable(), domain.frozen, one, Draws(t, noise[draw][None]), weights=LossWeights(0.0)
+            )
             np.testing.assert_allclose(errors[row, draw], loss, rtol=1e-5)
     grid = [jnp.stack([part, part[::-1]], axis=1) for part in (ids[:3], placeholder[:3])]  # three media, two places
     weights = read_scene(domain.method, domain.frozen, latents, clip, *grid, key, draws)

@@ -7,7 +7,7 @@ from flax.traverse_util import flatten_dict
 
 from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion.names import from_torch
-from e4t_jax.objective import Trainable, e4t_loss_at
+from e4t_jax.objective import Draws, LossWeights, Trainable, e4t_loss_at
 
 REGULARISATION = 0.05
 
@@ -35,7 +35,7 @@ def test_loss_and_gradients_match_pytorch_autograd(domain, concept_batch, tmp_pa
     theirs.backward()
 
     def loss(trainable):
-        return e4t_loss_at(domain.method, trainable, frozen, concept_batch, t, noise, regularisation=REGULARISATION)[0]
+        return e4t_loss_at(domain.method, trainable, frozen, concept_batch, Draws(t, noise), weights=LossWeights(REGULARISATION))[0]
 
     ours, gradients = jax.jit(jax.value_and_grad(loss))(trainable)
     np.testing.assert_allclose(ours, theirs.item(), rtol=1e-5)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from e4t_jax.objective import (
+    Draws,
+    LossWeights,
     Trainable,
     concept_word,
     draw,
@@ -42,7 +44,7 @@ def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, dr
     """Restated from the formulas in NumPy around the U-Net's own output; relative 1e-5."""
     t, noise = draws
     method, batch = domain.method, concept_batch
-    loss, terms = jax.jit(partial(e4t_loss_at, regularisation=0.1))(method, trainable, frozen, batch, t, noise)
+    loss, terms = jax.jit(partial(e4t_loss_at, weights=LossWeights(0.1)))(method, trainable, frozen, batch, Draws(t, noise))
     alpha_bar = np.asarray(method.schedule.alphas_cumprod)[np.asarray(t)][:, None, None, None]
     z0, eps = np.asarray(batch.latents), np.asarray(noise)
     z_t = np.sqrt(alpha_bar) * z0 + np.sqrt(1 - alpha_bar) * eps
@@ -63,7 +65,7 @@ def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, dr
 @pytest.mark.compiles
 def test_gradients_reach_encoder_and_offsets_and_nothing_frozen(domain, concept_batch, trainable, frozen):
     loss = jax.jit(
-        jax.grad(lambda tr, fr: e4t_loss(domain.method, tr, fr, concept_batch, jax.random.key(0), regularisation=0.1)[0])
+        jax.grad(lambda tr, fr: e4t_loss(domain.method, tr, fr, concept_batch, jax.random.key(0), weights=LossWeights(0.1))[0])
     )
     gradients = loss(trainable, frozen)
     assert jax.tree.structure(gradients) == jax.tree.structure(trainable)
@@ -81,8 +83,8 @@ def test_a_prediction_that_is_given_is_one_word_for_all(domain, concept_batch, d
     trainable = trainable._replace(residual=jnp.linspace(-1, 1, domain.base.text_width))
     predicted = jax.random.normal(jax.random.key(6), (domain.base.text_width,))
     batch = concept_batch._replace(prompt=which, clip=jnp.full_like(concept_batch.clip, jnp.nan))
-    at = jax.jit(partial(e4t_loss_at, regularisation=0.1))
-    loss, terms = at(method, trainable, frozen, batch, t, noise, predicted=predicted)
+    at = jax.jit(partial(e4t_loss_at, weights=LossWeights(0.1)))
+    loss, terms = at(method, trainable, frozen, batch, Draws(t, noise), predicted=predicted)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     offset = method.scale * (np.asarray(predicted) + np.linspace(-1, 1, domain.base.text_width))
     word = np.asarray(domain.base.look_up(frozen.text_encoder, method.domain_id[None])[0]) + offset
@@ -107,9 +109,9 @@ def test_prompts_by_number_are_the_same_prompts(domain, concept_batch, draws, tr
 
     @jax.jit
     def loss(trainable, batch):
-        return jax.value_and_grad(lambda own: e4t_loss_at(domain.method, own, frozen, batch, t, noise, regularisation=0.1)[0])(
-            trainable
-        )
+        return jax.value_and_grad(
+            lambda own: e4t_loss_at(domain.method, own, frozen, batch, Draws(t, noise), weights=LossWeights(0.1))[0]
+        )(trainable)
 
     ours, theirs = loss(trainable, concept_batch._replace(prompt=which)), loss(trainable, written)
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from damaged import damage
 from safetensors.numpy import save as save_bytes
-from sandbox import load_base_once
+from sandbox import open_base_once
 
 from e4t_jax import storage
 from e4t_jax.errors import UserError
@@ -45,7 +45,7 @@ def own_world(world, tmp_path):
 @pytest.fixture(autouse=True)
 def one_base(monkeypatch):
     """The tests here are of a domain's own files; its base takes seconds to read."""
-    monkeypatch.setattr(domain_files, "load_base", load_base_once)
+    monkeypatch.setattr(domain_files, "open_base", open_base_once)
 
 
 def names_in(folder):

@@ -2,8 +2,8 @@
 
 from e4t_jax.bases.formats import Weights, load_pickled, read_json
 from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
-from e4t_jax.bases.load import load_base, load_base_shapes, local_folder
-from e4t_jax.bases.protocol import Base, Params
+from e4t_jax.bases.load import load_base, load_base_shapes, local_folder, open_base
+from e4t_jax.bases.protocol import Base, LoadedBase, Params
 from e4t_jax.bases.stable_diffusion.base import CLIP_FEATURES, StableDiffusion
 from e4t_jax.bases.stable_diffusion.folder import fill_part, load_folder, load_part, save_folder, save_part, write_json
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
@@ -15,6 +15,7 @@ __all__ = [
     "TEXT_LENGTH",
     "VOCABULARY",
     "Base",
+    "LoadedBase",
     "Params",
     "StableDiffusion",
     "Weights",
@@ -27,6 +28,7 @@ __all__ = [
     "load_part",
     "load_pickled",
     "local_folder",
+    "open_base",
     "read_json",
     "save_folder",
     "save_part",

@@ -15,7 +15,7 @@ import jax
 from e4t_jax import registry
 from e4t_jax.bases.formats import read_json
 from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
-from e4t_jax.bases.protocol import Base, Params
+from e4t_jax.bases.protocol import Base, LoadedBase, Params
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.tokenizers import tokenizer_of_words
@@ -23,8 +23,8 @@ from e4t_jax.errors import UserError
 from e4t_jax.templates import known_words
 
 # `_class_name` of model_index.json -> what reads such a folder:
-# (folder, what finds the image encoder, which parts to read) -> (base, weights).
-ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:load_folder"}
+# (folder, image_encoder: what finds it or None, **policy) -> `LoadedBase`, or (base, weights).
+ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:open_folder"}
 _RANDOM = "random:"
 _RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -34,25 +34,27 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
     """A base model by name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
 
     `image_encoder` names CLIP's for bases that bring none: a folder or Hub id in transformers' format, "random:vit-l14" or
-    "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute, where not in float32:
+    "random:vit-h14"; the paper's ViT-H/14 where not given. `policy` says how the networks compute,
+    and what their kernels lie in, where not in float32:
     `dtype="bfloat16"`, `remat="blocks"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """
-    base, params = _find_base(name, image_encoder)
-    return base.with_policy(**policy) if policy else base, params
+    return open_base(name, image_encoder, **policy)[:2]
 
 
-def _find_base(name: str, image_encoder: str | None) -> tuple[Base, Params]:
+def open_base(name: str, image_encoder: str | None = None, **policy: Any) -> LoadedBase:
+    """`load_base` with what tells the base's weights from others, however they were cast."""
     if name.startswith(_RANDOM):
-        return random_base(name, image_encoder)
+        return LoadedBase(*random_base(name, image_encoder, **policy))
     shipped = registry.find("base", name)
     folder = shipped() if shipped else find_folder(name, "base")
     own = (folder / "image_encoder" / "config.json").exists()
     if own and image_encoder is None:
-        return _open_folder(folder, None)
+        return _open_folder(folder, None, policy)
     # Asked for when the base was found to be whole: a folder that is none makes no connection.
-    return _open_folder(folder, partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER))
+    find_image_encoder = partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER)
+    return _open_folder(folder, find_image_encoder, policy)
 
 
 def local_folder(name: str) -> Path | None:
@@ -62,12 +64,12 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def random_base(name: str, image_encoder: str | None = None) -> tuple[Base, Params]:
+def random_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """Random weights of the true geometry "random:sd15" or "random:sd21", and a tokenizer of the words of our prompts.
 
     Errors: `UserError` for another name.
     """
-    base = _geometry(name, image_encoder)
+    base = _geometry(name, image_encoder).with_policy(**policy)
     return base, base.random_params(jax.random.key(0))
 
 
@@ -76,8 +78,8 @@ def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any)
     if not name.startswith(_RANDOM):
         base, params = load_base(name, image_encoder, **policy)
         return base, jax.eval_shape(lambda: params)
-    base = _geometry(name, image_encoder)
-    return base.with_policy(**policy), base.param_shapes()
+    base = _geometry(name, image_encoder).with_policy(**policy)
+    return base, base.param_shapes()
 
 
 def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
@@ -85,11 +87,11 @@ def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
     return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
-def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None) -> tuple[Base, Params]:
+def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None, policy: dict[str, Any]) -> LoadedBase:
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
     target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")
     if target is None:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
-    return registry.load(target)(folder, image_encoder=image_encoder)
+    return LoadedBase(*registry.load(target)(folder, image_encoder=image_encoder, **policy))

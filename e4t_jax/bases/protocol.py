@@ -9,7 +9,7 @@ value, so that what was compiled for one serves its equal.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int, PRNGKeyArray
 
@@ -60,3 +60,16 @@ class Base(Protocol):
     ) -> Float[Array, "b features"]: ...  # φ_unet alone, at about half the cost
     def param_shapes(self) -> Params: ...
     def offset_kernels(self, unet: Params) -> dict[str, Any]: ...  # path -> kernel [in, out] of all that takes weight offsets
+
+
+class LoadedBase(NamedTuple):
+    """A base with its weights, each cast once, when it was read, to the dtype that the policy wants in memory."""
+
+    base: Base
+    params: Params
+    samples: Params | None = None  # where weights were cast: what `storage.fingerprint` reads of them, as they were stored
+
+    @property
+    def stored(self) -> Params:
+        """The weights as stored, or samples of them: either has the same fingerprint, whatever dtype the weights lie in."""
+        return self.params if self.samples is None else self.samples

@@ -1,19 +1,20 @@
-"""Compiles the step of pretraining for TPUs that are not there: the memory it needs and the bytes it moves, as one line of JSON."""
+"""Compiles a program for TPUs that are not there: the memory it needs and the bytes it moves, as one line of JSON."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from e4t_jax.cli.shared import NetworkCommand
 from e4t_jax.pretraining.step import PretrainSettings
+from e4t_jax.tuning.tune import TuneSettings
 
 
 @dataclass(frozen=True)
 class Config(NetworkCommand):
-    """Compile the step of pretraining ahead of time; the last line is JSON: devices, hbm_gb, tflop_per_image, …"""
+    """Compile a program ahead of time for TPUs; the last line is JSON: devices, hbm_gb, tflop_per_image, …"""
 
     topology: str = "v5e:4x4"
     """The slice to compile for, KIND:ROWSxCOLUMNS: v5e:4x4, v5p:2x2x2, v6e:16x16."""
@@ -25,20 +26,22 @@ class Config(NetworkCommand):
     """What of CLIP's the encoder sees."""
     data: Literal["pictures", "cache"] = "pictures"
     """What the step reads: pictures, with VAE and CLIP in the step, or rows of train.cache, with neither."""
-    per_device_batch: int = 8
-    """Pictures a step on each device."""
+    what: Literal["pretrain", "tune", "generate"] = "pretrain"
+    """The program: the step of pretraining on all chips of the slice, or what `e4t tune` or `e4t generate` runs on one of them."""
+    per_device_batch: int | None = None
+    """Pictures a step on each device (8 where not given), or concepts at once to tune or draw on each (1)."""
+    scope: str = "compact"
+    """To tune or generate: the scope of the concepts."""
+    batch_size: int = 16
+    """To tune: draws a step, of each concept."""
+    prompts: int = 4
+    """To generate: prompts of each concept."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
     fsdp: int = 1
     """Over how many devices the base, the weights that learn and their moments are split; 1 keeps them whole on each."""
     accumulate: int = 1
     """Parts that a batch is taken in, one after the other."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """What the networks compute in; weights that learn, norms and results stay float32."""
-    remat: Literal["none", "blocks"] = "blocks"
-    """What is computed again for the gradient rather than kept."""
-    attention: Literal["auto", "xla"] = "auto"
-    """The platform's own attention kernel where it has one, or the plain form everywhere."""
 
 
 def main(config: Config) -> None:
@@ -46,25 +49,26 @@ def main(config: Config) -> None:
 
     # The compiler is asked for by name; nothing is to be found on this machine but its CPU.
     jax.config.update("jax_platforms", "cpu")
-    from e4t_jax.pretraining.aot import compile_for, figures, topology_devices
+    from e4t_jax.pretraining import aot
 
-    devices = topology_devices(config.topology)
-    settings = PretrainSettings(parallel=config.parallel, fsdp=config.fsdp, accumulate=config.accumulate)
+    devices = aot.topology_devices(config.topology)
+    policy = config.policy(on_accelerator=True)
+    model: dict[str, Any] = {"image_encoder": config.image_encoder, "clip_features": config.clip_features, "policy": policy}
+    count = config.per_device_batch or (8 if config.what == "pretrain" else 1)
     began = time.monotonic()
-    compiled = compile_for(
-        devices,
-        config.base,
-        config.per_device_batch,
-        settings,
-        image_encoder=config.image_encoder,
-        clip_features=config.clip_features,
-        cached=config.data == "cache",
-        policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
-    )
-    seconds = time.monotonic() - began
-    # The compiler counts a loop over the parts of a batch once.
-    print(
-        json.dumps(
-            {**figures(compiled, len(devices), config.per_device_batch // config.accumulate), "compile_s": round(seconds, 1)}
+    if config.what == "pretrain":
+        settings = PretrainSettings(parallel=config.parallel, fsdp=config.fsdp, accumulate=config.accumulate)
+        cached = config.data == "cache"
+        program = aot.compile_pretraining(devices, config.base, count, settings, cached=cached, **model)
+    else:
+        domain, tuning = aot.domain_shapes(config.base, **model), TuneSettings(scope=config.scope, batch_size=config.batch_size)
+        lowered = (
+            aot.lower_tune(domain, tuning, devices[:1], count)
+            if config.what == "tune"
+            else aot.lower_generate(domain, tuning, ["a photo of *s"] * config.prompts, devices[:1], count)
         )
-    )
+        program, devices = aot.compiled(lowered), devices[:1]
+    seconds = round(time.monotonic() - began, 1)
+    # The compiler counts a loop over the parts of a batch once.
+    figures = aot.figures(program, len(devices), count // config.accumulate)
+    print(json.dumps({"what": config.what, **figures, "compile_s": seconds}))

@@ -36,7 +36,7 @@ def main(config: Config) -> None:
             config.out,
             config.caching,
             image_encoder=config.image_encoder,
-            policy={"dtype": config.dtype},
+            policy=config.policy(),
             track=lambda shards: progress(shards, "encoding", unit="shard", disable=not is_first()),
             say=say if is_first() else lambda line: None,
         )

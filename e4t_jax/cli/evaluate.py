@@ -57,7 +57,7 @@ class Config(NetworkCommand):
 def main(config: Config) -> None:
     use_all_cores()
     check_writable(config.out)
-    domain, seed = load_domain(config.domain, dtype=config.dtype), config.tuning.seed
+    domain, seed = load_domain(config.domain, **config.policy()), config.tuning.seed
     drawing = SampleSettings(seed, config.sampling_steps, config.guidance)
     try:
         domain.sampler(drawing)  # says what is wrong with its steps before minutes of tuning

@@ -56,7 +56,7 @@ def _generate(config: Config) -> None:
     if not config.prompts:
         raise UserError("there is none; give one or more, with *s in it.", "prompts")
     check_writable(config.out)
-    domain = load_domain(config.domain, dtype=config.dtype)
+    domain = load_domain(config.domain, **config.policy())
     # Every process of a run draws its share, and writes its own files.
     share = share_of(config.concepts)
     failed: dict[str, UserError] = {}
@@ -96,5 +96,10 @@ def _generate(config: Config) -> None:
 
 def _origin(config: Config, concept: Path, domain: Domain) -> str:
     """A checksum of all that a concept's pictures follow from."""
-    facts = {**dataclasses.asdict(config.drawing), "prompts": config.prompts, "domain": domain.fingerprint, "dtype": config.dtype}
+    facts = {
+        **dataclasses.asdict(config.drawing),
+        "prompts": config.prompts,
+        "domain": domain.fingerprint,
+        "dtype": domain.base.dtype,
+    }
     return digest(to_json({**facts, "concept": file_digest(concept)}).encode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax
 
@@ -28,10 +28,6 @@ class Config(NetworkCommand):
     """Base model: "creatures", a Hub id, a diffusers folder, random:sd15 or random:sd21."""
     image_encoder: str | None = None
     """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
-    remat: Literal["none", "blocks"] = "none"
-    """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory)."""
-    attention: Literal["auto", "xla"] = "auto"
-    """The platform's own attention kernel where it has one, or the plain form everywhere."""
     data: str = "creatures"
     """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
     work: Path | None = None
@@ -65,7 +61,7 @@ def _pretrain(config: Config, first: bool) -> None:
                 work=work,
                 resume=config.resume,
                 image_encoder=config.image_encoder,
-                policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
+                policy=config.policy(),
                 track=steps_bar("pretraining") if first else iter,
                 say=say if first else lambda line: None,
                 profile=config.profile,

@@ -47,8 +47,26 @@ class Command:
 class NetworkCommand(Command):
     """Options of the commands that run the networks."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the networks compute in; weights, norms and results stay float32."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks compute in, and what their kernels lie in; auto: bfloat16 on an accelerator, float32 on a CPU. What learns,
+    norms and results are float32."""
+    remat: Literal["auto", "none", "blocks"] = "auto"
+    """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory); auto: blocks
+    on an accelerator, nothing on a CPU."""
+    attention: Literal["auto", "xla"] = "auto"
+    """The platform's own attention kernel where it has one, or the plain form everywhere."""
+
+    def policy(self, on_accelerator: bool | None = None) -> dict[str, str]:
+        """How the networks compute, as `load_base` takes it; "auto" is resolved by the devices at hand where not said."""
+        import jax
+
+        accelerated = jax.default_backend() != "cpu" if on_accelerator is None else on_accelerator
+        dtype, remat = ("bfloat16", "blocks") if accelerated else ("float32", "none")
+        return {
+            "dtype": dtype if self.dtype == "auto" else self.dtype,
+            "remat": remat if self.remat == "auto" else self.remat,
+            "attention": self.attention,
+        }
 
 
 def keep_compiled_programs() -> None:

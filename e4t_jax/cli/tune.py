@@ -49,7 +49,7 @@ def _tune(config: Config) -> None:
     check_writable(config.out)
     if (config.out / "domain.json").exists():
         check_names(config.out, [f"{name}.safetensors" for name in names])
-    domain = load_domain(config.domain, dtype=config.dtype)
+    domain = load_domain(config.domain, **config.policy())
     # Every process of a run tunes its share, and writes its own files.
     share = share_of(images)
     sizes: dict[str, int] = {}

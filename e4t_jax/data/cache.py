@@ -67,7 +67,7 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{name: facts[name] for name in fields})
 
 
-def check_made_for(folder: Path, manifest: Manifest, base: str, clip_features: str, image_size: int) -> None:
+def check_made_for(folder: Path, manifest: Manifest, base: str, *, clip_features: str, image_size: int) -> None:
     """Errors: `UserError` when a cache was made with another base, another φ_clip or another size than a run's."""
     wanted = {"clip_features": clip_features, "image_size": image_size}
     for name, value in wanted.items():

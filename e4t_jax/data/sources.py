@@ -50,10 +50,6 @@ class Broken:
                 first = (first + 1) % len(self.source)
         return row
 
-    def marks(self, rows: int) -> np.ndarray:
-        """Of each of `rows` rows, whether it was broken; bool `[rows]`."""
-        return np.isin(np.arange(rows), list(self.rows))
-
 
 @dataclasses.dataclass(frozen=True)
 class Split:

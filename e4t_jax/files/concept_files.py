@@ -21,10 +21,13 @@ from e4t_jax.files.quantisation import dequantise, pack_bits, quantise, unpack_b
 from e4t_jax.objective import Trainable
 from e4t_jax.offsets import Factors
 from e4t_jax.storage import pack, unpack, write_file
-from e4t_jax.tuning.scopes import SCOPES, find_scope
+from e4t_jax.tuning.scopes import SCOPES
 
 _KIND = "e4t concept"
 _SIDES = ("rows", "columns")
+# Bits of each number of the factors' rows, and of their columns, by scope; float16 where a scope is not listed. What they cost and
+# keep is in docs/results.md.
+_BITS = {"compact": (4, 5)}
 
 
 def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
@@ -44,7 +47,7 @@ def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
     """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     header: dict[str, Any] = {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin}
-    bits = find_scope(concept.scope).bits if dtype is None and tree.get("factors") else None
+    bits = _BITS.get(concept.scope) if dtype is None and tree.get("factors") else None
     tensors: dict[str, np.ndarray] = {}
     if bits is not None:
         tensors, layout = _quantised(tree.pop("factors"), bits)
@@ -96,7 +99,7 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
     """
     flat, header = unpack(Path(path), _KIND, "a concept")
     scope = SCOPES.get(str(header.get("scope")))
-    allowed = {"folded", *(part for part in Trainable._fields if scope and getattr(scope, part, True))}
+    allowed = {"folded", *(scope.parts if scope else ())}
     try:
         factors = {"factors": _dequantised(flat, header)} if "layout" in header else {}
         parts = {name.partition("|")[0] for name in flat}

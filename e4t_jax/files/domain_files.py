@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
-from e4t_jax.bases import CLIP_FEATURES, Params, load_base
+from e4t_jax.bases import CLIP_FEATURES, Params, open_base
 from e4t_jax.checks import check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
@@ -80,7 +80,7 @@ def save_domain(
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
     facts = {name: getattr(domain, name) for name in _OPTIONS}
     facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
-    facts["base_fingerprint"] = base_fingerprint(domain.params)
+    facts["base_fingerprint"] = base_fingerprint(domain.stored)
     facts["digests"] = {name: digest(content) for name, content in parts.items()}
     eyes = domain.image_encoder
     if eyes and os.path.isdir(eyes) and not any(name.startswith(f"{eyes}/") for name in beside) and not (folder / eyes).is_dir():
@@ -101,7 +101,7 @@ def check_names(folder: Path, names: Iterable[str]) -> None:
 
 
 def base_fingerprint(params: Params) -> str:
-    """The fingerprint of all four parts of a base."""
+    """The fingerprint of all four parts of a base, of the weights as stored or samples of them (`bases.LoadedBase.stored`)."""
     return fingerprint(*(params[part] for part in _PARTS))
 
 
@@ -121,11 +121,14 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
     options = {name: facts[name] for name in _OPTIONS}
     base_name = _base_of(folder, facts)
-    base, params = load_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
-    found = base_fingerprint(params) if facts["format"] > 1 else fingerprint(params["unet"], params["text_encoder"])
+    loaded = open_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
+    stored = loaded.stored
+    found = base_fingerprint(stored) if facts["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
     if facts["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
-    domain = Domain(base_name, facts["domain_token"], base, params, encoder, factors, **options)
+    domain = Domain(
+        base_name, facts["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
+    )
     part = misfit(domain)
     if part:
         raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")

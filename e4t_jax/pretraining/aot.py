@@ -1,4 +1,4 @@
-"""The step of pretraining compiled ahead of time for TPUs that are not there: what it needs and moves, before any is rented.
+"""Programs compiled ahead of time for TPUs that are not there: what they need and move, before any is rented.
 
 Needs the compiler alone: `pip install "e4t-jax[tpu]"`.
 """
@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from e4t_jax.bases import load_base_shapes
+from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, reason_of
-from e4t_jax.objective import Method, make_method
+from e4t_jax.objective import LossWeights, Method, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
-from e4t_jax.pretraining.step import PretrainSettings, compile_step, given_of, init_trainable
+from e4t_jax.pretraining.step import PretrainSettings, compile_step, frozen_weights, init_trainable
+from e4t_jax.sample import DrawnConcept, SampleSettings, draw_concept
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state
 from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.tuning.batching import lowered
+from e4t_jax.tuning.personalise import personalise, picture_input
+from e4t_jax.tuning.tune import TuneSettings, start
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
+_WORD = "photo"  # the domain's, where only shapes matter: one token of every tokenizer
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -48,7 +54,7 @@ def topology_devices(name: str) -> list[Any]:
         ) from None
 
 
-def compile_for(
+def compile_pretraining(
     devices: list[Any],
     base: str,
     per_device_batch: int,
@@ -69,32 +75,71 @@ def compile_for(
     model, params = load_base_shapes(base, image_encoder, **policy)
     if cached:
         params = {part: params[part] for part in READ_BY_RUNS}
-    method = make_method(model, "creature", clip_features=clip_features)
+    method = make_method(model, _WORD, clip_features=clip_features)
     tx = optimizers.pretraining(settings.learning_rate, settings.steps)
     state = jax.eval_shape(lambda: init_state(init_trainable(method, jax.random.key(0)), tx))
-    given = jax.eval_shape(lambda params: given_of(params, policy.get("dtype", "float32")), params)
-    step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
+    step: Any = compile_step(method, tx, LossWeights(settings.regularisation), where, accumulate=settings.accumulate)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = key if settings.parallel == "pmap" else where.shapes(key)
-    lowered = step.lower(
-        where.shapes(state), where.shapes(given), _rows(method, where, per_device_batch, clip_features if cached else None), key
+    rows = _rows(method, where, per_device_batch, cached)
+    return compiled(step.lower(where.shapes(state), where.shapes(frozen_weights(params)), rows, key))
+
+
+def domain_shapes(
+    base: str, *, image_encoder: str | None = None, clip_features: str = "layers", policy: Mapping[str, Any]
+) -> Domain:
+    """A domain on that base with shapes in place of all weights: what its calls would compile can be lowered."""
+    model, params = load_base_shapes(base, image_encoder, **policy)
+    method = make_method(model, _WORD, clip_features=clip_features)
+    learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
+    assert learned.factors is not None
+    return Domain(
+        base, _WORD, model, params, learned.encoder, learned.factors, image_encoder=image_encoder, clip_features=clip_features
     )
+
+
+def lower_tune(domain: Domain, settings: TuneSettings, devices: Sequence[Any], each: int = 1) -> jax.stages.Lowered:
+    """The very program that `Domain.tune` runs for `each` bare pictures a device: encoders, captions, steps and fold."""
+    size = domain.base.image_size
+    return lowered(
+        personalise,
+        domain.tuning(settings).shared(reads=True),
+        picture_input(np.zeros((size, size, 3), np.float32), None),
+        devices,
+        each,
+    )
+
+
+def lower_generate(
+    domain: Domain, settings: TuneSettings, prompts: Sequence[str], devices: Sequence[Any], each: int = 1
+) -> jax.stages.Lowered:
+    """The very program that `Domain.generate` runs for `each` concepts of a scope a device, in these prompts; VAE included."""
+    recipe = domain.tuning(settings).recipe
+    trainable = jax.eval_shape(lambda: start(domain.method, domain.frozen, recipe.scope, jax.random.key(0)))
+    folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
+    return lowered(
+        draw_concept, domain.drawing(domain.tokenize(prompts), SampleSettings()), DrawnConcept(trainable, folded), devices, each
+    )
+
+
+def compiled(program: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Errors: `UserError` when a program does not fit the memory of the devices that it was lowered for."""
     try:
-        return lowered.compile()
+        return program.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"{reason_of(error, 200)}; lower it.", "per_device_batch") from None
 
 
-def _rows(method: Method, where: Layout, per_device_batch: int, cached: str | None) -> dict[str, Any]:
-    """The shapes of a global batch, of pictures or of a cache with φ_clip of the kind `cached`."""
+def _rows(method: Method, where: Layout, per_device_batch: int, cached: bool) -> dict[str, Any]:
+    """The shapes of a global batch, of pictures or of a cache."""
     count, size, length = per_device_batch * where.mesh.size, method.base.image_size, method.empty_ids.shape[1]
     shapes: dict[str, tuple[tuple[int, ...], Any]]
-    if cached is None:
+    if not cached:
         shapes = {"image": ((count, size, size, 3), np.float32), "mask": ((count, size, size), np.float32)}
     else:
-        latents, clip = method.base.latent_shape, (method.base.feature_count(cached), method.base.clip_width)
+        latents, clip = method.base.latent_shape, (method.encoder.clip_layers, method.base.clip_width)
         kept = {"latents": latents, "clip": clip, "mask": latents[:2]}
         shapes = {name: ((count, *shape), np.float16) for name, shape in kept.items()}
     shapes |= {

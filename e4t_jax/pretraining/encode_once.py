@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Key
 
 from e4t_jax.arrays import Array
-from e4t_jax.bases import Base, load_base
+from e4t_jax.bases import Base, LoadedBase, open_base
 from e4t_jax.checks import check_ranges
 from e4t_jax.data.augment import make_views
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, check_name, to_record, write_shard
@@ -26,14 +26,16 @@ from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.storage import check_writable, write_file
-from e4t_jax.training.parallel import layout
-from e4t_jax.training.processes import is_first, largest_of_all, share_of
+from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.training.processes import count_on_all, is_first, largest_of_all, share_of
 
 if TYPE_CHECKING:
     import grain.python as grain
 
 READ_BY_RUNS = ("unet", "text_encoder")  # the parts of a base that a run on a cache needs
 _SHARD_ROWS = 4096
+
+Encode = Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,63 +77,29 @@ def cache(
     check_ranges(settings)
     where = layout(devices=jax.local_devices())
     where.check_divides(settings.batch_size)
-    if data.startswith("cache:"):
-        raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
-    check_name(out, "out")
-    if (out / MANIFEST).exists():
-        raise UserError(f"{out} holds a cache already; give another folder.", "out")
-    if is_first():
-        check_writable(out)
-    model, params = load_base(base, image_encoder, **(policy or {}))
+    _check_request(data, out)
+    loaded = open_base(base, image_encoder, **(policy or {}))
     broken = Broken(say)
-    pictures = open_pictures(data, model.image_size, out / "data", broken)
-    shapes = {
-        "latents": model.latent_shape,
-        "clip": (model.feature_count(settings.clip_features), model.clip_width),
-        "mask": model.latent_shape[:2],
-    }
-    numbers = sum(int(np.prod(shape)) for shape in shapes.values())
+    pictures = open_pictures(data, loaded.base.image_size, out / "data", broken)
+    shapes = _row_shapes(loaded.base, settings)
     if is_first():
+        numbers = sum(int(np.prod(shape)) for shape in shapes.values())
         check_writable(out, needed=len(pictures) * settings.views * numbers * np.dtype(settings.kept).itemsize)
     out.mkdir(parents=True, exist_ok=True)
-    weights = Encoders(params["vae"], params["image_encoder"])
-    weights = jax.tree.map(lambda leaf: jax.device_put(leaf, where.sharding(leaf)), weights)
-    compiled = jax.jit(partial(encode_views, model, settings.clip_features, settings.views, settings.kept))
-
-    def encode(images: np.ndarray, masks: np.ndarray, first: int) -> dict[str, np.ndarray]:
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(settings.seed)))(first + jnp.arange(len(images)))
-        return jax.device_get(compiled(weights, *(jax.device_put(one, where.batch_sharding()) for one in (images, masks, keys))))
-
-    spans = [
-        range(first, min(first + _per_shard(settings), len(pictures))) for first in range(0, len(pictures), _per_shard(settings))
-    ]
-    files = [f"rows-{number:05}.array_record" for number in range(len(spans))]
-    digests = np.zeros((len(spans), 32), np.uint8)
-    for number in track(share_of(range(len(spans)))):
-        facts = write_shard(out / files[number], _records(pictures, broken, spans[number], settings, encode))
-        digests[number] = np.frombuffer(bytes.fromhex(facts["sha256"]), np.uint8)
-    digests = largest_of_all(digests)
-    count = int(largest_of_all(broken.marks(len(pictures))).sum())
+    shards = _write_shards(out, pictures, broken, settings, _compiled_encoder(loaded, settings, where), track=track)
+    count = count_on_all(broken.rows)
     manifest = Manifest(
-        base=base_fingerprint(params),
+        base=base_fingerprint(loaded.stored),
         clip_features=settings.clip_features,
-        image_size=model.image_size,
+        image_size=loaded.base.image_size,
         data=data,
         pictures=len(pictures),
         broken=count,
         views=settings.views,
         dtype=settings.kept,
-        computed_in=(policy or {}).get("dtype", "float32"),
+        computed_in=loaded.base.dtype,
         shapes={part: list(shape) for part, shape in shapes.items()},
-        shards=[
-            {
-                "file": file,
-                "rows": len(span) * settings.views,
-                "bytes": (out / file).stat().st_size,
-                "sha256": digest.tobytes().hex(),
-            }
-            for file, span, digest in zip(files, spans, digests, strict=True)
-        ],
+        shards=shards,
     )
     if is_first():
         write_file(out / MANIFEST, manifest.to_json())
@@ -140,15 +108,79 @@ def cache(
     return manifest.rows
 
 
+def _check_request(data: str, out: Path) -> None:
+    """Errors: `UserError` for data that is encoded already, and a folder that holds a cache or cannot be written."""
+    if data.startswith("cache:"):
+        raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
+    check_name(out, "out")
+    if (out / MANIFEST).exists():
+        raise UserError(f"{out} holds a cache already; give another folder.", "out")
+    if is_first():
+        check_writable(out)
+
+
+def _row_shapes(base: Base, settings: CacheSettings) -> dict[str, tuple[int, ...]]:
+    """Shapes of the `PARTS` of one row."""
+    return {
+        "latents": base.latent_shape,
+        "clip": (base.feature_count(settings.clip_features), base.clip_width),
+        "mask": base.latent_shape[:2],
+    }
+
+
+def _compiled_encoder(loaded: LoadedBase, settings: CacheSettings, where: Layout) -> Encode:
+    """What encodes a batch of pictures, the first of which has the given number, over this process's devices."""
+    weights = Encoders(loaded.params["vae"], loaded.params["image_encoder"])
+    weights = jax.tree.map(lambda leaf: jax.device_put(leaf, where.sharding(leaf)), weights)
+    compiled = jax.jit(
+        partial(encode_views, loaded.base, clip_features=settings.clip_features, views=settings.views, kept=settings.kept)
+    )
+
+    def encode(images: np.ndarray, masks: np.ndarray, first: int) -> dict[str, np.ndarray]:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(settings.seed)))(first + jnp.arange(len(images)))
+        return jax.device_get(compiled(weights, *(jax.device_put(one, where.batch_sharding()) for one in (images, masks, keys))))
+
+    return encode
+
+
+def _write_shards(
+    out: Path,
+    pictures: grain.MapDataset,
+    broken: Broken,
+    settings: CacheSettings,
+    encode: Encode,
+    *,
+    track: Callable[..., Any],
+) -> list[dict[str, Any]]:
+    """Writes this process's shards; what the manifest says of all."""
+    per_shard = max(1, _SHARD_ROWS // settings.views)
+    spans = [range(first, min(first + per_shard, len(pictures))) for first in range(0, len(pictures), per_shard)]
+    files = [f"rows-{number:05}.array_record" for number in range(len(spans))]
+    digests = np.zeros((len(spans), 32), np.uint8)
+    for number in track(share_of(range(len(spans)))):
+        written = write_shard(out / files[number], _records(pictures, broken, spans[number], settings, encode))
+        digests[number] = np.frombuffer(bytes.fromhex(written["sha256"]), np.uint8)
+    return [
+        {
+            "file": file,
+            "rows": len(span) * settings.views,
+            "bytes": (out / file).stat().st_size,
+            "sha256": digest.tobytes().hex(),
+        }
+        for file, span, digest in zip(files, spans, largest_of_all(digests), strict=True)
+    ]
+
+
 def encode_views(
     base: Base,
-    clip_features: str,
-    views: int,
-    kept: str,
     weights: Encoders,
     images: Float[Array, "batch h w 3"],
     masks: Float[Array, "batch h w"],
     keys: Key[Array, " batch"],
+    *,
+    clip_features: str,
+    views: int,
+    kept: str,
 ) -> dict[str, Array]:
     """`PARTS` of every view of a batch of pictures, each `[batch, views, …]`; the first view is the picture as it is."""
 
@@ -158,17 +190,11 @@ def encode_views(
 
     if views > 1:
         images, masks = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in jax.vmap(of_one)(images, masks, keys))
-    encoded = encode_pictures(base, clip_features, weights, images, masks)
+    encoded = encode_pictures(base, weights, images, masks, clip_features=clip_features)
     return {part: getattr(encoded, part).reshape(-1, views, *getattr(encoded, part).shape[1:]).astype(kept) for part in PARTS}
 
 
-def _per_shard(settings: CacheSettings) -> int:
-    return max(1, _SHARD_ROWS // settings.views)
-
-
-def _records(
-    pictures: grain.MapDataset, broken: Broken, span: range, settings: CacheSettings, encode: Callable[..., dict[str, np.ndarray]]
-) -> Iterator[bytes]:
+def _records(pictures: grain.MapDataset, broken: Broken, span: range, settings: CacheSettings, encode: Encode) -> Iterator[bytes]:
     """The records of a span of pictures, encoded batch by batch; the last batch is filled up with its last picture."""
     rows = map(broken.meet, read_ahead(pictures[span.start : span.stop], settings.workers, 2 * settings.batch_size))
     for first in range(span.start, span.stop, settings.batch_size):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 from e4t_jax import registry
-from e4t_jax.bases import Params, load_base
+from e4t_jax.bases import LoadedBase, open_base
 from e4t_jax.checks import check_ranges
 from e4t_jax.data.batches import training_batches
 from e4t_jax.data.cache import CachedRows, check_made_for
@@ -22,17 +22,17 @@ from e4t_jax.data.sources import Broken, Split, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
-from e4t_jax.objective import Trainable, make_method
+from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
-from e4t_jax.pretraining.previews import look_at
-from e4t_jax.pretraining.run_log import Watch
-from e4t_jax.pretraining.step import PretrainSettings, given_of, init_trainable, pretrain_trainable
+from e4t_jax.pretraining.previews import Preview, preview
+from e4t_jax.pretraining.run_log import RunLog
+from e4t_jax.pretraining.step import Observers, PretrainSettings, frozen_weights, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
 from e4t_jax.templates import scene_captions, templates
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.parallel import layout
-from e4t_jax.training.processes import is_first, largest_of_all, share_of
+from e4t_jax.training.processes import count_on_all, is_first, share_of
 from e4t_jax.words import tokenize
 
 if TYPE_CHECKING:
@@ -101,110 +101,197 @@ def pretrain(
     layout(settings.parallel, settings.fsdp).check_divides(settings.batch_size, settings.accumulate)
     if is_first():
         check_writable(Path(work), argument="work")
-    prompts = templates(domain.template)
-    scene_captions(domain.template)
-    cached = data.startswith("cache:")
-    model, params = load_base(base, image_encoder, **(policy or {}))
-    method = make_method(model, domain.domain_token, clip_features=domain.clip_features)
-    broken = Broken(say)
-    read = partial(open_pictures, data, model.image_size, Path(work) / "data")
-    held_out = settings.held_out
-    pictures = read(broken, Split(held_out, validation=False) if held_out else None)
-    held = read(Broken(say), Split(held_out, validation=True)) if held_out else None
-    made_of = base_fingerprint(params)
-    if cached:
-        _check_cache(Path(data.removeprefix("cache:")), made_of, domain.clip_features, model.image_size)
-        params = {part: params[part] for part in READ_BY_RUNS}  # the rest, which no step needs, makes room
-    words = partial(tokenize, model.tokenizer, domain_token=domain.domain_token)
-    rows = partial(training_batches, pictures, words, prompts, settings.batch_size, settings.seed, last=settings.steps)
-    rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
-    rows = partial(rows, broken=broken)
-    next(rows(first=settings.steps - 1, workers=0))  # says what is wrong with the pictures before anything is compiled
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
-    facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
-    facts |= {"base": made_of, "scheduler": dict(model.scheduler)}
-    if not held_out:  # as it was before anything could be
-        del facts["held_out"]
-
-    def learned(params: Params, trainable: Trainable) -> Domain:
-        assert trainable.factors is not None
-        return Domain(
-            base,
-            domain.domain_token,
-            model,
-            params,
-            trainable.encoder,
-            trainable.factors,
-            regularisation=settings.regularisation,
-            image_encoder=image_encoder,
-            guidance=domain.guidance,
-            template=domain.template,
-            clip_features=domain.clip_features,
-        )
-
-    look = registry.find("look", data) or (lambda so_far: look_at(so_far, _first_of(held or pictures)))
-    dtype = (policy or {}).get("dtype", "float32")
+    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
+    record = _run_record(inputs, domain, settings, own_optimiser=tx is not None)
     folder = Path(work) / "checkpoints"
-    # Weights and two moments, of two checkpoints that are kept and one that is being written.
-    shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
     if is_first():
-        check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
-    with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
+        check_writable(folder, argument="work", needed=_checkpoint_bytes(inputs.method))
+    with Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         # Not before the run is known to be this one.
-        watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
-
-        def record(step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
-            figures = {**figures, "broken_pictures": int(largest_of_all(broken.marks(len(pictures))).sum())}
-            return figures if watch is None else watch.record(step, figures, tflop)
-
-        def sample(step: int, trainable: Trainable) -> None:
-            if watch is None:
-                return
-
-            def see() -> tuple[np.ndarray | None, dict[str, float]]:
-                grid, figures = (None, {}) if cached else look(learned(params, trainable))
-                if held is not None:
-                    batches = training_batches(held, words, prompts, len(held), settings.seed, last=1)
-                    given, most = given_of(params, dtype), settings.batch_size // jax.device_count()
-                    loss = validation_loss(method, domain.clip_features, trainable, given, next(batches), most)
-                    figures = {**figures, "validation_loss": loss}
-                return grid, figures
-
-            try:
-                watch.look(step, see)
-            except UserError as error:  # a run goes on though its samples are not to be drawn
-                if error.argument == "work":
-                    raise
-                say(f"No samples at step {step}: {error}")
-
+        log = RunLog(Path(work), settings.batch_size, settings.steps, record) if is_first() else None
+        observers = _Observing(inputs, domain, settings, log, say)
         trainable = pretrain_trainable(
-            method,
-            domain.clip_features,
-            params,
-            lambda first: rows(first=first),
+            inputs.method,
+            frozen_weights(inputs.loaded.params),
+            lambda first: inputs.batches(first=first),
             settings,
-            dtype=dtype,
             checkpoints=checkpoints,
             tx=tx,
-            track=track,
-            record=record,
-            sample=None if cached and not held_out else sample,
-            profile=Path(work) / "tensorboard" if profile and is_first() else None,
-            stop=stop,
+            observers=Observers(
+                track=track,
+                record=observers.record,
+                sample=None if inputs.cached and inputs.held_out is None else observers.sample,
+                profile=Path(work) / "tensorboard" if profile and is_first() else None,
+                stop=stop,
+            ),
         )
-    if count := int(largest_of_all(broken.marks(len(pictures))).sum()):
-        say(f"{count} of the {len(pictures)} pictures of {data} could not be read and were skipped.")
-    if cached:  # a domain draws, too: what no step needed is read now
-        model, params = load_base(base, image_encoder, **(policy or {}))
-    return learned(params, trainable)
+    if count := count_on_all(inputs.broken.rows):
+        say(f"{count} of the {len(inputs.pictures)} pictures of {data} could not be read and were skipped.")
+    # A domain draws, too: what no step on a cache needed is read now.
+    loaded = inputs.source.open() if inputs.cached else inputs.loaded
+    return _domain_of(inputs.source, loaded, domain, settings, trainable)
 
 
-def _first_of(pictures: grain.MapDataset) -> np.ndarray:
-    return np.stack([pictures[row]["image"] for row in range(min(_SAMPLED, len(pictures)))])
+class Source(NamedTuple):
+    """What a domain is learned on, as the caller named it."""
+
+    base: str
+    data: str
+    image_encoder: str | None
+    policy: Mapping[str, Any]
+
+    def open(self) -> LoadedBase:
+        """The base with all of its weights."""
+        return open_base(self.base, self.image_encoder, **self.policy)
 
 
-def _check_cache(folder: Path, base: str, clip_features: str, image_size: int) -> None:
+class _Inputs(NamedTuple):
+    """What a run reads, opened and checked."""
+
+    source: Source
+    loaded: LoadedBase  # without what a run on a cache does not need
+    fingerprint: str  # of the whole base
+    method: Method
+    pictures: grain.MapDataset
+    held_out: grain.MapDataset | None
+    broken: Broken
+    batches: Callable[..., Iterator[dict[str, np.ndarray]]]  # of this process's share, from a step `first` on
+    held_out_batch: Callable[[], dict[str, np.ndarray]]
+
+    @property
+    def cached(self) -> bool:
+        """Whether the pictures come encoded."""
+        return self.source.data.startswith("cache:")
+
+
+def _open_inputs(
+    source: Source, domain: DomainSettings, settings: PretrainSettings, *, work: Path, say: Callable[[str], None]
+) -> _Inputs:
+    """Opens base and pictures; says all that can be wrong with them before anything is compiled."""
+    prompts = templates(domain.template)
+    scene_captions(domain.template)
+    loaded = source.open()
+    base, fingerprint = loaded.base, base_fingerprint(loaded.stored)
+    method = make_method(base, domain.domain_token, clip_features=domain.clip_features)
+    broken, held = Broken(say), settings.held_out
+    read = partial(open_pictures, source.data, base.image_size, work / "data")
+    pictures = read(broken, Split(held, validation=False) if held else None)
+    held_out = read(Broken(say), Split(held, validation=True)) if held else None
+    if source.data.startswith("cache:"):
+        _check_cache(Path(source.data.removeprefix("cache:")), fingerprint, method)
+        loaded = loaded._replace(params={part: loaded.params[part] for part in READ_BY_RUNS})  # the rest makes room
+    words = partial(tokenize, base.tokenizer, domain_token=domain.domain_token)
+    of_data = partial(training_batches, tokenize=words, prompts=prompts, seed=settings.seed)
+    batches = partial(
+        of_data,
+        pictures,
+        batch_size=settings.batch_size,
+        last=settings.steps,
+        share=(jax.process_index(), jax.process_count()),
+        broken=broken,
+    )
+    next(batches(first=settings.steps - 1))
+    return _Inputs(
+        source=source,
+        loaded=loaded,
+        fingerprint=fingerprint,
+        method=method,
+        pictures=pictures,
+        held_out=held_out,
+        broken=broken,
+        batches=partial(batches, workers=settings.workers),
+        held_out_batch=lambda: next(of_data(held_out, batch_size=held, last=1)),
+    )
+
+
+def _run_record(inputs: _Inputs, domain: DomainSettings, settings: PretrainSettings, *, own_optimiser: bool) -> dict[str, Any]:
+    """What a run is, for its checkpoints and run.json: settings, data and base."""
+    record = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
+    data = inputs.source.data
+    record |= {"data": data, "pictures": len(inputs.pictures), "files": folder_digest(data), "own_optimiser": own_optimiser}
+    record |= {"base": inputs.fingerprint, "scheduler": dict(inputs.loaded.base.scheduler)}
+    if not settings.held_out:  # as it was before anything could be held out
+        del record["held_out"]
+    return record
+
+
+def _checkpoint_bytes(method: Method) -> int:
+    """Weights and two moments, of two checkpoints that are kept and one that is being written."""
+    shapes = jax.tree.leaves(jax.eval_shape(partial(init_trainable, method), jax.random.key(0)))
+    return 3 * 3 * sum(4 * leaf.size for leaf in shapes)
+
+
+class _Observing(NamedTuple):
+    """Writes the figures and the samples of a run; on the processes that do not, keeps pace with the one that does."""
+
+    inputs: _Inputs
+    domain: DomainSettings
+    settings: PretrainSettings
+    log: RunLog | None
+    say: Callable[[str], None]
+
+    def record(self, step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
+        """Notes the figures of a step; gives what the progress bar shows."""
+        figures = {**figures, "broken_pictures": count_on_all(self.inputs.broken.rows)}
+        return figures if self.log is None else self.log.record(step, figures, tflop)
+
+    def sample(self, step: int, trainable: Trainable) -> None:
+        """Notes a grid of samples and the loss on what is held out; a run goes on though its samples cannot be drawn."""
+        if self.log is None:
+            return
+        try:
+            self.log.look(step, lambda: self._look(trainable))
+        except UserError as error:
+            if error.argument == "work":
+                raise
+            self.say(f"No samples at step {step}: {error}")
+
+    def _look(self, trainable: Trainable) -> tuple[np.ndarray | None, dict[str, float]]:
+        inputs = self.inputs
+        grid, figures = None, {}
+        if not inputs.cached:
+            look = registry.find("look", inputs.source.data) or self._first_pictures
+            grid, figures = look(_domain_of(inputs.source, inputs.loaded, self.domain, self.settings, trainable))
+        if inputs.held_out is not None:
+            loss = validation_loss(
+                inputs.method,
+                trainable,
+                frozen_weights(inputs.loaded.params),
+                inputs.held_out_batch(),
+                at_once=self.settings.batch_size // jax.device_count(),
+            )
+            figures = {**figures, "validation_loss": loss}
+        return grid, figures
+
+    def _first_pictures(self, domain: Domain) -> Preview:
+        pictures = self.inputs.held_out or self.inputs.pictures
+        shown = [pictures[row]["image"] for row in range(min(_SAMPLED, len(pictures)))]
+        return preview(domain, np.stack(shown))
+
+
+def _domain_of(
+    source: Source, loaded: LoadedBase, domain: DomainSettings, settings: PretrainSettings, trainable: Trainable
+) -> Domain:
+    """The domain that was learned, so far or in the end."""
+    assert trainable.factors is not None
+    return Domain(
+        source.base,
+        domain.domain_token,
+        loaded.base,
+        loaded.params,
+        trainable.encoder,
+        trainable.factors,
+        regularisation=settings.regularisation,
+        image_encoder=source.image_encoder,
+        guidance=domain.guidance,
+        template=domain.template,
+        clip_features=domain.clip_features,
+        samples=loaded.samples,
+    )
+
+
+def _check_cache(folder: Path, base: str, method: Method) -> None:
     """A cache was made with this base, and is whole: every process verifies its share of the shards."""
     rows = CachedRows(folder)
-    check_made_for(folder, rows.manifest, base, clip_features, image_size)
+    check_made_for(folder, rows.manifest, base, clip_features=method.clip_features, image_size=method.base.image_size)
     rows.check(share_of(range(len(rows.paths))))

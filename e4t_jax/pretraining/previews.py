@@ -1,4 +1,4 @@
-"""A look at a domain while it is learned: samples, drawn by the encoder alone beside the pictures given, and figures."""
+"""A preview of a domain while it is learned: samples, drawn by the encoder alone beside the pictures given, and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from e4t_jax.domain import Domain
 from e4t_jax.templates import scene_captions
 
 
-class Look(NamedTuple):
+class Preview(NamedTuple):
     """What was seen: a grid of samples, and figures by name."""
 
     grid: UInt8[np.ndarray, "height width 3"]
@@ -37,7 +37,7 @@ def draw_samples(
     return domain.generate(domain.tune(pictures, steps=0), prompts, seed=0)
 
 
-def look_at(domain: Domain, pictures: Float[np.ndarray, "pictures h w 3"]) -> Look:
+def preview(domain: Domain, pictures: Float[np.ndarray, "pictures h w 3"]) -> Preview:
     """Samples of pictures in [-1, 1] under `prompts_of` the domain's template: a row for each, the picture itself first.
 
     Errors: as `draw_samples`.
@@ -45,4 +45,4 @@ def look_at(domain: Domain, pictures: Float[np.ndarray, "pictures h w 3"]) -> Lo
     given, prompts = to_uint8(pictures), prompts_of(domain.template)
     drawn = draw_samples(domain, list(given), prompts)
     rows = [[picture, *row] for picture, row in zip(given, drawn, strict=True)]
-    return Look(picture_grid(rows), {})
+    return Preview(picture_grid(rows), {})

@@ -24,7 +24,7 @@ from e4t_jax.training.flops import peak_of
 _LIBRARIES = ("e4t-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class Watch:
+class RunLog:
     """Appends to FOLDER/metrics.jsonl, and to TensorBoard's files in FOLDER/tensorboard where their library is installed.
 
     A line has the step, the figures, seconds a step, images a second, seconds left, 10¹² operations a device and second, their

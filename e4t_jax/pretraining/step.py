@@ -8,6 +8,7 @@ Pictures are encoded where the batch lies, on every device its own share, in the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -22,7 +23,8 @@ from jaxtyping import PRNGKeyArray
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.image_inputs import Encoders, encode_pictures
-from e4t_jax.objective import ConceptBatch, Draws, Frozen, Method, Trainable, draw, e4t_loss_at
+from e4t_jax.machine import check_fits
+from e4t_jax.objective import ConceptBatch, Draws, Frozen, LossWeights, Method, Trainable, draw_timesteps_and_noise, e4t_loss_at
 from e4t_jax.offsets import init_factors
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
@@ -65,25 +67,17 @@ class PretrainSettings:
     """Seed of the weights, the order of the pictures and the noise."""
 
 
-class Given(NamedTuple):
+class FrozenWeights(NamedTuple):
     """What a step reads and never changes: of the method, and of the encoding of pictures."""
 
     frozen: Frozen
     encoders: Encoders | None  # None where pictures come encoded
 
 
-def given_of(params: Params, dtype: str = "float32") -> Given:
-    """The parts of a base's weights that a step reads, kernels in the dtype that the networks compute in.
-
-    They are cast there anyway, and a step that reads them so moves half the bytes. Embeddings, scales and biases stay.
-    """
-
-    def cast(path: tuple[Any, ...], leaf: Any) -> Any:
-        return leaf.astype(dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else leaf
-
-    params = jax.tree_util.tree_map_with_path(cast, params)
+def frozen_weights(params: Params) -> FrozenWeights:
+    """The parts of a base's weights that a step reads; without VAE among them, pictures have to come encoded."""
     encoders = Encoders(params["vae"], params["image_encoder"]) if "vae" in params else None
-    return Given(Frozen(params["unet"], params["text_encoder"]), encoders)
+    return FrozenWeights(Frozen(params["unet"], params["text_encoder"]), encoders)
 
 
 def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
@@ -96,116 +90,131 @@ def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
     return Trainable(init_factors(factor_key, base.offset_kernels(base.param_shapes()["unet"])), encoder)
 
 
-def concept_batch(method: Method, clip_features: str, encoders: Encoders | None, rows: dict[str, Array]) -> ConceptBatch:
+def concept_batch(method: Method, encoders: Encoders | None, rows: dict[str, Array]) -> ConceptBatch:
     """Rows of `data.batches` as the loss sees them; those of a cache (`data.cache`) are encoded already."""
     if encoders is None:
         latents, clip, mask = (rows[part].astype(jnp.float32) for part in ("latents", "clip", "mask"))
     else:
-        latents, clip, mask = encode_pictures(method.base, clip_features, encoders, rows["image"], rows["mask"])
+        latents, clip, mask = encode_pictures(
+            method.base, encoders, rows["image"], rows["mask"], clip_features=method.clip_features
+        )
     return ConceptBatch(latents, clip, rows["ids"], rows["placeholder"], mask)
 
 
 def compile_step(
-    method: Method,
-    clip_features: str,
-    tx: optax.GradientTransformation,
-    regularisation: float,
-    where: Layout,
-    accumulate: int = 1,
-) -> Callable[[TrainState, Given, dict[str, Array], PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
-    """`step(state, given, rows, key) -> (state, metrics)` over all devices, for arguments placed by `where`; donates the state.
+    method: Method, tx: optax.GradientTransformation, loss_weights: LossWeights, where: Layout, *, accumulate: int = 1
+) -> Callable[[TrainState, FrozenWeights, dict[str, Array], PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
+    """`step(state, weights, rows, key) -> (state, metrics)` over all devices, for arguments placed by `where`; donates the state.
 
     The randomness of a batch is drawn for all its rows, wherever they lie, and its mask is weighed as a whole: the numbers do not
     depend on how many devices or parts it is split over.
     """
 
-    def step(state: TrainState, given: Given, rows: dict[str, Array], key: PRNGKeyArray):
+    def step(state: TrainState, weights: FrozenWeights, rows: dict[str, Array], key: PRNGKeyArray):
         here = len(rows["ids"])
-        draws = draw(method, here * where.replicas, jax.random.fold_in(key, state.step))
+        draws = draw_timesteps_and_noise(method, here * where.replicas, jax.random.fold_in(key, state.step))
         mean_mask = jnp.mean(rows["mask"], dtype=jnp.float32)
         if where.axis is not None:
             first = here * jax.lax.axis_index(where.axis)
             draws = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, here), draws)
             mean_mask = jax.lax.pmean(mean_mask, where.axis)
 
-        def loss(trainable: Trainable, given: Given, share: tuple[dict[str, Array], Draws], _: PRNGKeyArray):
+        def loss(trainable: Trainable, weights: FrozenWeights, share: tuple[dict[str, Array], Draws], _: PRNGKeyArray):
             rows, draws = share
-            given, trainable = where.gather(given), where.gather(trainable)
-            batch = concept_batch(method, clip_features, given.encoders, rows)
-            return e4t_loss_at(method, trainable, given.frozen, batch, *draws, regularisation=regularisation, mean_mask=mean_mask)
+            weights, trainable = where.gather(weights), where.gather(trainable)
+            batch = concept_batch(method, weights.encoders, rows)
+            return e4t_loss_at(method, trainable, weights.frozen, batch, draws, weights=loss_weights, mean_mask=mean_mask)
 
-        return update(loss, tx, state, given, (rows, draws), key, axis=where.axis, accumulate=accumulate)
+        return update(loss, tx, state, weights, (rows, draws), key, axis=where.axis, accumulate=accumulate)
 
     return where.compile(step, (False, False, True, None))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observers:
+    """Who is told of a run, and who may end it."""
+
+    track: Callable[..., Any] = iter  # wraps the loop over the steps: a progress bar
+    # Told of the figures every `watch_every` steps, and of the 10¹² operations of a device in a step; gives those to show.
+    record: Callable[[int, dict[str, float], float | None], dict[str, float]] = lambda step, figures, tflop: figures
+    sample: Callable[[int, Trainable], None] | None = None  # called every `sample_every` steps, on every process
+    profile: Path | None = None  # takes a trace of three steps
+    stop: Callable[[], bool] = lambda: False  # asked after every step whether to save and end there
+
+
 def pretrain_trainable(
     method: Method,
-    clip_features: str,
-    params: Params,
+    weights: FrozenWeights,
     batches: Callable[[int], Iterable[dict[str, np.ndarray]]],
     settings: PretrainSettings,
     *,
-    dtype: str = "float32",
     checkpoints: Checkpoints | None = None,
     tx: optax.GradientTransformation | None = None,
-    track: Callable[..., Any] = iter,
-    record: Callable[[int, dict[str, float], float | None], dict[str, float]] = lambda step, figures, tflop: figures,
-    sample: Callable[[int, Trainable], None] | None = None,
-    profile: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    observers: Observers = Observers(),
 ) -> Trainable:
     """Encoder and offsets after `settings.steps` steps, on the host; `batches(first)` yields rows of `data.batches` from that
     step on, this process's share of each batch.
 
-    `dtype` is what the base's networks compute in. Goes on from the newest of `checkpoints` where there is one. `tx` takes the
-    place of `optimizers.pretraining`. `record` is told of the figures every `settings.watch_every` steps, and of the 10¹²
-    operations of a device in a step, and gives those to show; `sample` is called every `settings.sample_every` steps, on every
-    process, with what is learned so far; `profile` takes a trace of three steps; `stop` is asked after every step whether to save
-    and end there.
+    Goes on from the newest of `checkpoints` where there is one. `tx` takes the place of `optimizers.pretraining`.
 
-    Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite; `Stopped`.
+    Errors: `UserError` for a batch that does not divide by the devices, for want of memory, and when the loss is not finite;
+    `Stopped`.
     """
     where = layout(settings.parallel, settings.fsdp)
     where.check_divides(settings.batch_size, settings.accumulate)
     tx = tx or optimizers.pretraining(settings.learning_rate, settings.steps)
-    step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
-    state = _begin(method, settings, tx, where, checkpoints)
-    given = where.place(given_of(params, dtype))
-    tflop: float | None = None
-
-    def step_on(state: TrainState, given: Given, rows: dict[str, np.ndarray], key: PRNGKeyArray):
-        nonlocal tflop
-        placed = where.place_rows(rows)
-        if tflop is None:  # compiled here, and found compiled by the call
-            tflop = tflop_of(step.lower(state, given, placed, key).compile(), settings.accumulate)
-        return step(state, given, placed, key)
-
-    run = Run(
-        "pretraining",
-        settings.steps,
-        checkpoints,
-        settings.checkpoint_every,
-        track,
-        settings.watch_every,
-        lambda step, figures: record(step, figures, tflop),
-        settings.sample_every if sample is not None else 0,
-        lambda step, params: None if sample is None else sample(step, where.unplace(params)),
-        stop,
-    )
+    step: Any = compile_step(method, tx, LossWeights(settings.regularisation), where, accumulate=settings.accumulate)
+    state = _first_state(method, settings, tx, where, checkpoints)
+    timed = _TimedStep(step, where, settings.accumulate)
     key = jax.random.key(settings.seed + 1)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state
-    with profiled(step_on, profile) as watched, contextlib.ExitStack() as held:
+    with profiled(timed, observers.profile) as watched, contextlib.ExitStack() as held:
 
         def closed_in_the_end(first: int) -> Iterable[dict[str, np.ndarray]]:
             rows = batches(first)
             held.callback(getattr(rows, "close", lambda: None))  # what reads ahead ends before the process does
             return rows
 
-        return where.unplace(train(run, watched, state, given, closed_in_the_end, key, stored=stored).params)
+        run = _run_of(settings, checkpoints, observers, timed, where)
+        state = train(run, watched, state, where.place(weights), closed_in_the_end, key=key, stored=stored)
+        return where.unplace(state.params)
 
 
-def _begin(
+class _TimedStep:
+    """A compiled step for rows on the host, and how much a device computes in it."""
+
+    def __init__(self, step: Any, where: Layout, accumulate: int):
+        self.step, self.where, self.accumulate = step, where, accumulate
+        self.tflop: float | None = None
+
+    def __call__(self, state: TrainState, weights: FrozenWeights, rows: dict[str, np.ndarray], key: PRNGKeyArray):
+        placed = self.where.place_rows(rows)
+        if self.tflop is None:  # compiled here, and found compiled by the call
+            compiled = self.step.lower(state, weights, placed, key).compile()
+            check_fits(compiled, jax.local_devices(), lower="batch_size")
+            self.tflop = tflop_of(compiled, self.accumulate)
+        return self.step(state, weights, placed, key)
+
+
+def _run_of(
+    settings: PretrainSettings, checkpoints: Checkpoints | None, observers: Observers, step: _TimedStep, where: Layout
+) -> Run:
+    sample = observers.sample
+    return Run(
+        name="pretraining",
+        steps=settings.steps,
+        checkpoints=checkpoints,
+        every=settings.checkpoint_every,
+        track=observers.track,
+        watch=settings.watch_every,
+        record=lambda number, figures: observers.record(number, figures, step.tflop),
+        every_sample=settings.sample_every if sample is not None else 0,
+        sample=lambda number, params: None if sample is None else sample(number, where.unplace(params)),
+        stop=observers.stop,
+    )
+
+
+def _first_state(
     method: Method, settings: PretrainSettings, tx: optax.GradientTransformation, where: Layout, checkpoints: Checkpoints | None
 ) -> TrainState:
     """The state before the first step, or of the newest checkpoint, on the devices."""

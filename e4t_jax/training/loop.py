@@ -20,7 +20,7 @@ from e4t_jax.arrays import Array
 from e4t_jax.errors import Stopped, UserError
 from e4t_jax.training.checkpoints import Checkpoints
 
-# (params, frozen, batch, key) -> (value to lower, figures to watch)
+# (params, frozen, batch, key) -> (value to minimise, figures to watch)
 Loss = Callable[[Any, Any, Any, PRNGKeyArray], tuple[Array, dict[str, Array]]]
 
 
@@ -117,8 +117,8 @@ def train(
     state: TrainState,
     frozen: Any,
     batches: Callable[[int], Iterable[Any]],
-    key: PRNGKeyArray,
     *,
+    key: PRNGKeyArray,
     stored: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
     """Takes `state` to `run.steps`; `batches(first)` yields the batches from that step on, `stored` turns a state

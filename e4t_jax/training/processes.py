@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -105,6 +105,18 @@ def largest_of_all(values: np.ndarray) -> np.ndarray:
     if jax.process_count() == 1:
         return values
     return np.asarray(np.max(multihost_utils.process_allgather(values), axis=0))
+
+
+def count_on_all(numbers: Collection[int]) -> int:
+    """How many different numbers the processes have met together: all must call it."""
+    if jax.process_count() == 1:
+        return len(numbers)
+    most = int(np.max(multihost_utils.process_allgather(np.int32(len(numbers)))))
+    if not most:
+        return 0
+    own = np.full(most, -1, np.int64)
+    own[: len(numbers)] = sorted(numbers)
+    return len({*np.ravel(multihost_utils.process_allgather(own)).tolist()} - {-1})
 
 
 def share_of(things: Sequence[Thing]) -> Sequence[Thing]:

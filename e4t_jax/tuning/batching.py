@@ -1,4 +1,4 @@
-"""One concept's pure function over any number of concepts: in chunks of one size, so that one program serves them all.
+"""One concept's pure function over any number of concepts: in batches of one size, so that one program serves them all.
 
     program(shared, own) = one(shared, own_0), one(shared, own_1), …
 
@@ -7,7 +7,7 @@ The axis of concepts is split over this process's devices, and each device compu
     side by side    `vmap`: one concept alone does not fill an accelerator
     one by one      `lax.map`, where every device is a core of the CPU: one concept fills a core, several only leave its caches
 
-A chunk holds as many concepts as the devices' memory has room for, by what the compiler says of the program, and not more than
+A batch holds as many concepts as the devices' memory has room for, by what the compiler says of the program, and not more than
 gain anything.
 """
 
@@ -20,10 +20,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from e4t_jax.errors import UserError
-from e4t_jax.machine import core_count, free_bytes
+from e4t_jax.machine import core_count, free_bytes, needed_bytes
+from e4t_jax.tuning.kept_programs import kept
 
 _MOST = {"cpu": 4}  # concepts a device in one call; larger calls gain nothing there (docs/benchmarks.md)
 _MOST_ELSEWHERE = 16
@@ -34,7 +36,7 @@ _AXIS = "concepts"
 One = Callable[[Any, Any], Any]
 
 
-class Chunks(NamedTuple):
+class Batch(NamedTuple):
     """A function of one concept, compiled for `size` of them at once."""
 
     program: Callable[[Any, Any], Any]
@@ -43,25 +45,38 @@ class Chunks(NamedTuple):
     needed: int  # bytes a device, beside what is shared
 
     def run(self, rows: Sequence[Any]) -> list[Any]:
-        """What comes of each of up to `size` concepts, on the host; the chunk is filled up with the last of them."""
+        """What comes of each of up to `size` concepts, on the host; the batch is filled up with the last of them."""
         filled = [*rows, *itertools.repeat(rows[-1], self.size - len(rows))]
         own = [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, filled), strict=True)]
         made = jax.device_get(self.program(self.shared, own))
         return [jax.tree.map(lambda leaf, row=row: leaf[row], made) for row in range(len(rows))]
 
 
-def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str) -> Chunks:
-    """`one` compiled for chunks of `count` concepts, or as many as the memory has room for; `example` is a concept's own part.
+def fitted(one: One, shared: Any, example: Any, count: int, *, lower: str, static: Any = None) -> Batch:
+    """`one` compiled for batches of `count` concepts, or as many as the memory has room for; `example` is a concept's own part.
+
+    `static` is plain data that the program's trace follows from, beside shapes: with it, traces are kept between processes
+    (`kept_programs`).
 
     Errors: `UserError` when there is no room for a single concept; `lower` names the argument that makes it smaller.
     """
     devices = _devices(shared, count)
     each = min(math.ceil(count / len(devices)), _most_each(devices))
     each = 1 << (each - 1).bit_length()  # a power of two: few programs, whatever the number of pictures
-    return _fitted(one, shared, example, devices, each, lower)
+    return _fitted(one, shared, example, devices, each=each, lower=lower, static=static)
 
 
-def _fitted(one: One, shared: Any, example: Any, devices: Sequence[jax.Device], each: int, lower: str, lanes: int = 1) -> Chunks:
+def _fitted(
+    one: One,
+    shared: Any,
+    example: Any,
+    devices: Sequence[jax.Device],
+    *,
+    each: int,
+    lower: str,
+    static: Any,
+    lanes: int = 1,
+) -> Batch:
     """For up to `each` concepts a device, where `lanes` such programs share the devices' memory."""
     mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     leaves, structure = jax.tree.flatten(shared)
@@ -70,10 +85,11 @@ def _fitted(one: One, shared: Any, example: Any, devices: Sequence[jax.Device], 
     program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
     while True:
         size = each * len(devices)
-        rows = [jax.ShapeDtypeStruct((size, *np.shape(leaf)), np.asarray(leaf).dtype) for leaf in own]
-        needed, free = needed_bytes(program.lower(placed, rows).compile()), free_bytes(devices) * _SHARE / lanes
+        arguments = placed, _rows(own, size)
+        traced = kept(program, static, arguments, devices)
+        needed, free = needed_bytes(traced.lower(*arguments).compile()), free_bytes(devices) * _SHARE / lanes
         if needed <= free:
-            return Chunks(program, placed, size, needed)
+            return Batch(traced, placed, size, needed)
         if each == 1:
             raise UserError(
                 f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
@@ -81,23 +97,24 @@ def _fitted(one: One, shared: Any, example: Any, devices: Sequence[jax.Device], 
         each //= 2
 
 
-def fitted_lanes(one: One, shared: Any, example: Any, most: int | None, *, lower: str) -> list[list[Chunks]]:
+def fitted_lanes(one: One, shared: Any, example: Any, most: int | None, *, lower: str, static: Any = None) -> list[list[Batch]]:
     """`one` compiled for calls that come when they come: programs that may run beside each other, each in several sizes.
 
     Where every device takes concepts one by one and `most` is not given, each has a program of its own, for a single concept: so
-    none waits for what another computes. Else there is one lane on all devices, for chunks of some `most` concepts, of half
+    none waits for what another computes. Else there is one lane on all devices, for batches of some `most` concepts, of half
     as many, and so on down to a single one; smallest first.
 
     Errors: as `fitted`.
     """
     devices = _devices(shared, at_once())
     if most is None and _one_by_one(devices):
-        return [[_fitted(one, shared, example, [device], 1, lower, len(devices))] for device in devices]
-    sizes = [fitted(one, shared, example, most or at_once(), lower=lower)]
+        fit = functools.partial(_fitted, one, shared, example, each=1, lower=lower, static=static, lanes=len(devices))
+        return [[fit([device])] for device in devices]
+    sizes = [fitted(one, shared, example, most or at_once(), lower=lower, static=static)]
     # Placed once: where programs run on the same devices, they read the same weights.
     placed = jax.tree.unflatten(jax.tree.structure(shared), sizes[0].shared)
     while sizes[-1].size > 1:
-        sizes.append(fitted(one, placed, example, sizes[-1].size // 2, lower=lower))
+        sizes.append(fitted(one, placed, example, sizes[-1].size // 2, lower=lower, static=static))
     return [sizes[::-1]]
 
 
@@ -108,16 +125,16 @@ def at_once() -> int:
 
 
 def over(
-    one: One, shared: Any, rows: Iterable[tuple[Any, Any | None]], count: int, *, lower: str
+    one: One, shared: Any, rows: Iterable[tuple[Any, Any | None]], count: int, *, lower: str, static: Any = None
 ) -> Iterator[tuple[Any, Any | None]]:
-    """(label, what comes of it) for each (label, own part) of up to `count` rows, a chunk at a time, none read before its turn.
+    """(label, what comes of it) for each (label, own part) of up to `count` rows, a batch at a time, none read before its turn.
 
     A row whose own part is None goes through as it is, at once. Own parts of another structure or of other shapes begin another
-    chunk.
+    batch.
 
     Errors: as `fitted`.
     """
-    compiled: dict[Any, Chunks] = {}
+    compiled: dict[Any, Batch] = {}
     waiting: list[tuple[Any, Any]] = []
     kind = None
 
@@ -136,7 +153,7 @@ def over(
             yield from made()
         kind = its_kind
         if kind not in compiled:
-            compiled[kind] = fitted(one, shared, own, count, lower=lower)
+            compiled[kind] = fitted(one, shared, own, count, lower=lower, static=static)
         waiting.append((label, own))
         if len(waiting) == compiled[kind].size:
             yield from made()
@@ -146,7 +163,7 @@ def over(
 
 @functools.cache
 def _program(one: One, shared: Any, own: Any, mesh: jax.sharding.Mesh, one_by_one: bool) -> Any:
-    """`one` over a chunk, as a function of the leaves of trees of these structures."""
+    """`one` over a batch, as a function of the leaves of trees of these structures."""
 
     def share(leaves: Sequence[Any], rows: Sequence[Any]) -> Any:
         def each(row: Sequence[Any]) -> Any:
@@ -156,6 +173,32 @@ def _program(one: One, shared: Any, own: Any, mesh: jax.sharding.Mesh, one_by_on
 
     # Varying axes are not checked: what a concept starts from is the same everywhere, what it becomes is not.
     return jax.jit(jax.shard_map(share, mesh=mesh, in_specs=(jax.P(), jax.P(_AXIS)), out_specs=jax.P(_AXIS), check_vma=False))
+
+
+def lowered(one: One, shared: Any, example: Any, devices: Sequence[Any], each: int) -> jax.stages.Lowered:
+    """The very program that `over` runs for `each` concepts a device, lowered for devices that need not be there.
+
+    Leaves of `shared` and `example` may be shapes (`jax.ShapeDtypeStruct`): nothing is allocated.
+    """
+    mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
+    leaves, structure = jax.tree.flatten(shared)
+    own, own_structure = jax.tree.flatten(example)
+    whole, split = (jax.sharding.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P(_AXIS)))
+    program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
+    return program.lower(_shapes(leaves, whole), _shapes(_rows(own, each * len(devices)), split))
+
+
+def _rows(own: Sequence[Any], count: int) -> list[jax.ShapeDtypeStruct]:
+    """The shapes of `count` concepts' own parts."""
+    return [jax.ShapeDtypeStruct((count, *np.shape(leaf)), jax.dtypes.canonicalize_dtype(_dtype(leaf))) for leaf in own]
+
+
+def _shapes(leaves: Sequence[Any], where: jax.sharding.Sharding) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf), sharding=where) for leaf in leaves]
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
 
 
 def _devices(shared: Any, count: int) -> list[jax.Device]:
@@ -173,9 +216,3 @@ def _most_each(devices: Sequence[jax.Device]) -> int:
 
 def _one_by_one(devices: Sequence[jax.Device]) -> bool:
     return devices[0].platform == "cpu" and jax.local_device_count() >= core_count()
-
-
-def needed_bytes(program: Any) -> int:
-    """What a compiled program takes on each device beside its arguments, as the compiler says; 0 where it does not."""
-    said = program.memory_analysis()
-    return 0 if said is None else said.temp_size_in_bytes + said.output_size_in_bytes

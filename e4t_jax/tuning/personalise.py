@@ -15,6 +15,7 @@ import zlib
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -31,8 +32,8 @@ _VIEWS = 6
 PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
 
 
-class Captions(NamedTuple):
-    """The captions that a picture may have: `prompts.scene_captions`, as tokens."""
+class CaptionGrid(NamedTuple):
+    """The captions that a picture may have: `templates.scene_captions`, as tokens."""
 
     ids: Int[Array, "media places length"]
     placeholder: Bool[Array, "media places length"]
@@ -45,14 +46,13 @@ class Personalising:
     method: Method
     frozen: Frozen
     encoders: Encoders
-    captions: Captions | None  # where pictures come without
+    captions: CaptionGrid | None  # where pictures come without
     key: PRNGKeyArray
     recipe: Recipe
-    clip_features: str = struct.field(pytree_node=False)
 
 
-class Given(NamedTuple):
-    """One picture, as large as the base wants it."""
+class PictureInput(NamedTuple):
+    """One picture at the base's size, with what tuning is told of it."""
 
     picture: Float[Array | np.ndarray, "h w 3"]
     mask: Float[Array | np.ndarray, "h w"]
@@ -68,28 +68,36 @@ class Personalised(NamedTuple):
     folded: Float[Array | np.ndarray, " clip_width"]
 
 
-def given(picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"] | None, caption: Prompts | None = None) -> Given:
+jax.export.register_namedtuple_serialization(Personalised, serialized_name="e4t_jax.Personalised")
+
+
+def picture_input(
+    picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"] | None, caption: Prompts | None = None
+) -> PictureInput:
     """A picture with its checksum; without a mask, all of it counts."""
     checksum = np.asarray(zlib.crc32(np.ascontiguousarray(picture).tobytes()), np.uint32)
-    return Given(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption)
+    return PictureInput(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption)
 
 
-def personalise(run: Personalising, own: Given) -> Personalised:
+def personalise(run: Personalising, own: PictureInput) -> Personalised:
     """The concept of one picture; of no steps, what the encoder alone says."""
     views_key, caption_key, tune_key = jax.random.split(jax.random.fold_in(run.key, own.checksum), 3)
     views = see(run, own, views_key)
     trainable, losses = Trainable(), jnp.zeros(0)
     if run.recipe.steps:
         prompts = _read_captions(run, views, caption_key) if own.caption is None else own.caption
-        trainable, losses = tune_one(run.method, run.frozen, views, prompts, tune_key, run.recipe)
+        trainable, losses = tune_one(run.method, run.frozen, views, prompts, key=tune_key, recipe=run.recipe)
     return Personalised(trainable, losses, fold(run.method, trainable, run.frozen, views.clip[None])[0])
 
 
-def see(run: Personalising, own: Given, key: PRNGKeyArray) -> Views:
+def see(run: Personalising, own: PictureInput, key: PRNGKeyArray) -> Views:
     """A picture's views as latents, and φ_clip of the picture itself."""
     picture = jnp.asarray(own.picture)
     images, masks = make_views(picture, jnp.asarray(own.mask), key, _VIEWS)
-    latents, clip, small = encode_pictures(run.method.base, run.clip_features, run.encoders, images, masks, picture[None])
+    method = run.method
+    latents, clip, small = encode_pictures(
+        method.base, run.encoders, images, masks, clip_features=method.clip_features, seen=picture[None]
+    )
     return Views(latents, clip[0], small)
 
 

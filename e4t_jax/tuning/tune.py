@@ -21,11 +21,10 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.checks import check_ranges
-from e4t_jax.objective import ConceptBatch, Frozen, Method, Trainable, e4t_loss, mean_prediction
-from e4t_jax.offsets import init_factors
+from e4t_jax.objective import INITIAL_PARTS, ConceptBatch, Frozen, LossWeights, Method, Trainable, e4t_loss, mean_prediction
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state, update
-from e4t_jax.tuning.scopes import find_scope
+from e4t_jax.tuning.scopes import Scope, find_scope
 
 Prompts = tuple[Int[Array, "prompts length"], Bool[Array, "prompts length"]]
 
@@ -60,25 +59,25 @@ class TuneSettings:
         check_ranges(self)
         scope = find_scope(self.scope)
         return Recipe(
-            self.scope,
-            self.steps,
-            self.batch_size,
-            scope.learning_rate if self.learning_rate is None else self.learning_rate,
-            scope.word_rate if self.word_rate is None else self.word_rate,
-            regularisation if self.regularisation is None else self.regularisation,
+            scope=scope,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=scope.learning_rate if self.learning_rate is None else self.learning_rate,
+            word_rate=scope.word_rate if self.word_rate is None else self.word_rate,
+            weights=LossWeights(regularisation if self.regularisation is None else self.regularisation),
         )
 
 
 @struct.dataclass
 class Recipe:
-    """What `tune_one` computes. Other rates and λ need no new compilation; all else does."""
+    """What `tune_one` computes. Other rates and weights of the loss need no new compilation; all else does."""
 
-    scope: str = struct.field(pytree_node=False)
+    scope: Scope = struct.field(pytree_node=False)
     steps: int = struct.field(pytree_node=False)
     batch_size: int = struct.field(pytree_node=False)
     learning_rate: float | Float[Array, ""]
     word_rate: float | Float[Array, ""]
-    regularisation: float | Float[Array, ""]
+    weights: LossWeights
 
 
 class Views(NamedTuple):
@@ -89,22 +88,13 @@ class Views(NamedTuple):
     mask: Float[Array, "views y x"]  # ones where nothing is masked
 
 
-def start(method: Method, frozen: Frozen, scope: str, key: PRNGKeyArray) -> Trainable:
-    """The trainable part before the first step: Δ = 0, no residual, the domain's encoder.
-
-    Errors: `UserError` for an unknown scope.
-    """
-    row = find_scope(scope)
-    return Trainable(
-        init_factors(key, method.base.offset_kernels(frozen.unet), rank=row.rank),
-        encoder=frozen.encoder if row.encoder else None,
-        residual=jnp.zeros((method.base.text_width,)) if row.residual else None,
-        unet=frozen.unet if row.unet else None,
-    )
+def start(method: Method, frozen: Frozen, scope: Scope, key: PRNGKeyArray) -> Trainable:
+    """The parts that a scope trains, before the first step (`objective.INITIAL_PARTS`)."""
+    return Trainable(**{part: INITIAL_PARTS[part](method, frozen, scope.rank, key) for part in scope.parts})
 
 
 def tune_one(
-    method: Method, frozen: Frozen, views: Views, prompts: Prompts, key: PRNGKeyArray, recipe: Recipe
+    method: Method, frozen: Frozen, views: Views, prompts: Prompts, *, key: PRNGKeyArray, recipe: Recipe
 ) -> tuple[Trainable, Float[Array, " steps"]]:
     """One concept after `recipe.steps` steps on the E4T loss, and the loss before each of them."""
     start_key, draw_key = jax.random.split(key)
@@ -112,15 +102,15 @@ def tune_one(
     trainable = start(method, frozen, recipe.scope, start_key)
     tx = optimizers.tuning(trainable, recipe.learning_rate, recipe.word_rate / method.scale, recipe.steps)
     predicted = None
-    if not find_scope(recipe.scope).fresh_word:
+    if not recipe.scope.fresh_word:
         predicted = mean_prediction(method, frozen, views.latents, views.clip, keys[-1])
 
     def loss(trainable, frozen, batch, key):
-        return e4t_loss(method, trainable, frozen, batch, key, regularisation=recipe.regularisation, predicted=predicted)
+        return e4t_loss(method, trainable, frozen, batch, key, weights=recipe.weights, predicted=predicted)
 
     def step(state, step_key):
         view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
-        batch = draw_batch(views, prompts, view_key, prompt_key, recipe.batch_size)
+        batch = draw_batch(views, prompts, recipe.batch_size, view_key=view_key, prompt_key=prompt_key)
         state, metrics = update(loss, tx, state, frozen, batch, loss_key)
         return state, metrics["loss"]
 
@@ -128,7 +118,9 @@ def tune_one(
     return state.params, losses
 
 
-def draw_batch(views: Views, prompts: Prompts, view_key: PRNGKeyArray, prompt_key: PRNGKeyArray, batch_size: int) -> ConceptBatch:
+def draw_batch(
+    views: Views, prompts: Prompts, batch_size: int, *, view_key: PRNGKeyArray, prompt_key: PRNGKeyArray
+) -> ConceptBatch:
     """`batch_size` draws of a view and a prompt."""
     which = jax.random.randint(view_key, (batch_size,), 0, views.latents.shape[0])
     ids, placeholder = prompts

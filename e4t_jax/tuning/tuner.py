@@ -27,8 +27,8 @@ from e4t_jax.checks import check_range
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike
 from e4t_jax.domain import Domain, name_of
-from e4t_jax.tuning.batching import Chunks, fitted_lanes
-from e4t_jax.tuning.personalise import Given, given, personalise
+from e4t_jax.tuning.batching import Batch, fitted_lanes
+from e4t_jax.tuning.personalise import PictureInput, personalise, picture_input
 from e4t_jax.tuning.results import Outcome
 from e4t_jax.tuning.tune import TuneSettings
 
@@ -41,7 +41,7 @@ class _Waiting(NamedTuple):
 
     owed: Future[Concept]
     outcome: Outcome[Concept]
-    own: Given
+    own: PictureInput
     since: float
 
 
@@ -49,8 +49,8 @@ class Tuner:
     """A queue of pictures before one domain, tuned with the same settings, several in one call when they come close together.
 
     `caption` tells what the pictures show around `*s`, as in `Domain.tune`; where not given, the base reads it off each picture.
-    `most` is the number of pictures in one call; where not given, as many as a device computes at the same time: so nobody waits
-    in a call for others to be done. `moment` is how long, in seconds, a picture waits for others while the devices are free.
+    `max_batch` is the number of pictures in one call; where not given, as many as a device computes at the same time: so nobody
+    waits in a call for others to be done. `max_wait` is how many seconds a picture waits for others while the devices are free.
     `changes` are single fields of `settings`: `Tuner(domain, steps=5)`.
 
     Leaving the `with` block answers all that wait, or cancels them when an error leaves it.
@@ -64,20 +64,20 @@ class Tuner:
         settings: TuneSettings | None = None,
         *,
         caption: str | None = None,
-        most: int | None = None,
-        moment: float = 0.01,
+        max_batch: int | None = None,
+        max_wait: float = 0.01,
         **changes: Any,
     ):
-        check_range("most", most)
-        check_range("moment", moment)
-        self._tuning, self._caption, self._moment = domain.tuning(settings, **changes), caption, moment
+        check_range("max_batch", max_batch)
+        check_range("max_wait", max_wait)
+        self._tuning, self._caption, self._max_wait = domain.tuning(settings, **changes), caption, max_wait
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
-        example = given(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)
+        example = picture_input(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)
         shared = self._tuning.shared(reads=caption is None)
-        lanes = fitted_lanes(personalise, shared, example, most, lower="batch_size")
+        lanes = fitted_lanes(personalise, shared, example, max_batch, lower="batch_size", static=self._tuning.static)
         for program in itertools.chain(*lanes):
             program.run([example])
-        self._free: queue.LifoQueue[list[Chunks]] = queue.LifoQueue()  # lanes that have no call just now; the last is still warm
+        self._free: queue.LifoQueue[list[Batch]] = queue.LifoQueue()  # lanes that have no call just now; the last is still warm
         for programs in lanes:
             self._free.put(programs)
         self._sizes = [program.size for program in lanes[0]]
@@ -143,7 +143,7 @@ class Tuner:
         finally:
             self._free.put(programs)
 
-    def _answer(self, program: Chunks, waited: Sequence[_Waiting]) -> None:
+    def _answer(self, program: Batch, waited: Sequence[_Waiting]) -> None:
         batch = [one for one in waited if one.owed.set_running_or_notify_cancel()]
         if not batch:
             return
@@ -160,10 +160,10 @@ class Tuner:
             else:
                 one.owed.set_result(outcome.unwrap())
 
-    def _gather(self, programs: Sequence[Chunks]) -> tuple[Chunks, list[_Waiting]]:
+    def _gather(self, programs: Sequence[Batch]) -> tuple[Batch, list[_Waiting]]:
         with self._changed:
             if self._waiting:
-                left = self._waiting[0].since + self._moment - time.monotonic()
+                left = self._waiting[0].since + self._max_wait - time.monotonic()
                 self._changed.wait_for(lambda: len(self._waiting) >= programs[-1].size, timeout=max(left, 0))
             if self._cancelled:
                 for one in self._waiting:

@@ -7,7 +7,7 @@ import pytest
 
 from e4t_jax.creatures.judging.personalisation_trial import held_out
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.objective import ConceptBatch, Frozen, Trainable, e4t_loss
+from e4t_jax.objective import ConceptBatch, Frozen, LossWeights, Trainable, e4t_loss
 
 OPTIMISED = True  # the shipped domain computes for long
 
@@ -23,7 +23,7 @@ def loss_and_gradient(domain, pictures):
     frozen = Frozen(params["unet"], params["text_encoder"])
 
     def loss(trainable):
-        return e4t_loss(domain.method, trainable, frozen, batch, jax.random.key(0), regularisation=1e-4)[0]
+        return e4t_loss(domain.method, trainable, frozen, batch, jax.random.key(0), weights=LossWeights(1e-4))[0]
 
     return jax.jit(jax.value_and_grad(loss))(Trainable(domain.factors, domain.encoder))
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load, save_file
 from e4t_jax.bases import load_base_shapes
 from e4t_jax.concept import Concept
 from e4t_jax.errors import UserError
+from e4t_jax.files import concept_files
 from e4t_jax.files.concept_files import concept_bytes, load_concept, save_concept
 from e4t_jax.files.quantisation import dequantise, pack_bits, quantise, unpack_bits
 from e4t_jax.objective import Frozen, Trainable, make_method
@@ -78,7 +79,7 @@ def test_a_concept_comes_back_quantised(tmp_path):
     assert (found.name, found.scope, found.origin) == ("venus", "compact", "an origin")
     assert set(found.trainable.factors) == set(concept.trainable.factors)
     for name, pair in concept.trainable.factors.items():
-        for side, bits in zip(("rows", "columns"), SCOPES["compact"].bits, strict=True):
+        for side, bits in zip(("rows", "columns"), concept_files._BITS["compact"], strict=True):
             x, read = pair[side], np.asarray(found.trainable.factors[name][side])
             assert read.shape == x.shape and read.dtype == np.float32
             np.testing.assert_allclose(read, nearest(x, float(quantise(x, bits)[1]), bits), rtol=1e-5)
@@ -103,7 +104,7 @@ def test_a_compact_file_of_stable_diffusion_is_at_most_100_kb(tmp_path):
     """At the geometry of 1.5, with header and checksum; nothing of the base is drawn."""
     base, params = load_base_shapes("random:sd15")
     method = make_method(base, "creature")
-    shapes = jax.eval_shape(lambda unet: start(method, Frozen(unet, None), "compact", jax.random.key(0)), params["unet"])
+    shapes = jax.eval_shape(lambda unet: start(method, Frozen(unet, None), SCOPES["compact"], jax.random.key(0)), params["unet"])
     trainable = jax.tree.map(lambda leaf: GENERATOR.standard_normal(leaf.shape).astype(np.float32), shapes)
     assert len(trainable.factors) == 96 and trainable.residual.shape == (768,)
     folded = GENERATOR.standard_normal(base.clip_width).astype(np.float32)

@@ -16,7 +16,7 @@ import numpy as np
 
 from e4t_jax.data.batches import training_batches
 from e4t_jax.errors import Stopped, UserError
-from e4t_jax.pretraining.step import PretrainSettings, pretrain_trainable
+from e4t_jax.pretraining.step import Observers, PretrainSettings, frozen_weights, pretrain_trainable
 from e4t_jax.templates import templates
 from e4t_jax.testing import tiny_domain
 from e4t_jax.training import parallel
@@ -61,8 +61,8 @@ def main():
                 pictures(domain.base.image_size),
                 lambda words: tokenize(domain.base.tokenizer, words),
                 templates("neutral"),
-                16,
-                0,
+                batch_size=16,
+                seed=0,
                 first=first,
                 last=settings.steps,
                 share=(jax.process_index(), jax.process_count()),
@@ -80,13 +80,14 @@ def main():
         with Checkpoints(folder, {}, resume=True, say=lambda line: None) as checkpoints, contextlib.suppress(Stopped):
             learned = pretrain_trainable(
                 domain.method,
-                "layers",
-                domain.params,
+                frozen_weights(domain.params),
                 batches,
                 settings,
                 checkpoints=checkpoints,
-                record=note,
-                stop=stop_of_all() if jax.process_count() > 1 and until is None else lambda: next(steps) == until,
+                observers=Observers(
+                    record=note,
+                    stop=stop_of_all() if jax.process_count() > 1 and until is None else lambda: next(steps) == until,
+                ),
             )
         if is_first() and learned is not None:
             weights = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(learned)}

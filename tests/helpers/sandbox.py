@@ -21,7 +21,7 @@ from public_checkpoints import HAS_TORCH, write_checkpoints
 
 from e4t_jax import bases
 from e4t_jax import domain as domain_module
-from e4t_jax.bases import StableDiffusion, load_base
+from e4t_jax.bases import StableDiffusion, load_base, open_base
 from e4t_jax.cli import base, cache, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
 from e4t_jax.cli.shared import run
 from e4t_jax.creatures.judging import judge_stages
@@ -93,14 +93,14 @@ def make_world(folder: Path) -> World:
 
 
 @functools.cache
-def _load_base(state, *arguments, **options):
-    return load_base(*arguments, **options)
+def _open_base(state, *arguments, **options):
+    return open_base(*arguments, **options)
 
 
-def load_base_once(name, *arguments, **options):
+def open_base_once(name, *arguments, **options):
     """Once for every state of the folder's files: reading one takes seconds."""
     files = sorted(path for path in Path(name).rglob("*") if path.is_file()) if os.path.isdir(name) else []
-    return _load_base(tuple((str(path), file_digest(path)) for path in files), name, *arguments, **options)
+    return _open_base(tuple((str(path), file_digest(path)) for path in files), name, *arguments, **options)
 
 
 @contextlib.contextmanager
@@ -118,17 +118,17 @@ def nothing_compiled():
     def draw(run):
         return np.zeros((len(run.ids), run.method.base.image_size, run.method.base.image_size, 3))
 
-    def compile_step(*_):
-        def step(state, given, rows, key):
+    def compile_step(*_, **__):
+        def step(state, weights, rows, key):
             return dataclasses.replace(state, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
         step.lower = lambda *_: SimpleNamespace(compile=lambda: None)
         return step
 
-    def encode_views(base, clip_features, views, dtype, weights, images, masks, keys):
+    def encode_views(base, weights, images, masks, keys, *, clip_features, views, kept):
         clip = (base.feature_count(clip_features), base.clip_width)
         shapes = {"latents": base.latent_shape, "clip": clip, "mask": base.latent_shape[:2]}
-        return {part: jnp.zeros((len(keys), views, *shape), dtype) for part, shape in shapes.items()}
+        return {part: jnp.zeros((len(keys), views, *shape), kept) for part, shape in shapes.items()}
 
     def constant_word(domain, concept, **_):
         return np.zeros(domain.base.text_width, np.float32)
@@ -138,10 +138,10 @@ def nothing_compiled():
         (step, "compile_step", compile_step),
         (step, "tflop_of", lambda *_: None),
         (encode_once, "encode_views", encode_views),
-        (encode_once, "load_base", load_base_once),
-        (domain_files, "load_base", load_base_once),
-        (pretraining, "load_base", load_base_once),
-        (bases, "load_base", load_base_once),
+        (encode_once, "open_base", open_base_once),
+        (domain_files, "open_base", open_base_once),
+        (pretraining, "open_base", open_base_once),
+        (bases, "load_base", lambda *arguments, **options: open_base_once(*arguments, **options)[:2]),
         (evaluate, "load_judges", reach),
         (demo, "load_judges", reach),
         (base_stages, "draw_pictures", reach),

@@ -7,7 +7,7 @@ import pytest
 
 from e4t_jax.errors import UserError
 from e4t_jax.objective import make_method
-from e4t_jax.pretraining.aot import collective_bytes, compile_for, figures, topology_devices
+from e4t_jax.pretraining.aot import collective_bytes, compile_pretraining, figures, topology_devices
 from e4t_jax.pretraining.step import PretrainSettings, init_trainable
 from e4t_jax.testing import write_tiny_world
 
@@ -30,7 +30,7 @@ def test_the_step_of_a_pod_sums_the_gradients_of_what_learns_and_little_else(dom
     """Compiled for the devices here: all-reduced is what learns and, beside it, no more than the kernels that the offsets change,
     once for each of the U-Net's two passes: the factors' gradients follow from theirs. In float32; nothing is gathered."""
     base = str(write_tiny_world(tmp_path).base)
-    compiled = compile_for(jax.devices(), base, 2, PretrainSettings(), policy={"dtype": "bfloat16", "remat": "blocks"})
+    compiled = compile_pretraining(jax.devices(), base, 2, PretrainSettings(), policy={"dtype": "bfloat16", "remat": "blocks"})
     told = figures(compiled, jax.device_count(), 2)
     traffic = {"tflop_per_image", "gb_accessed_per_image", "all_reduce_mb", "all_gather_mb"}
     assert set(told) == {"devices", "hbm_gb", *traffic}
@@ -51,5 +51,5 @@ def test_a_topology_that_is_none_is_one_line():
 def test_a_tpu_program_is_compiled_where_there_is_no_tpu(tmp_path):
     devices = topology_devices("v5e:2x2")
     base = str(write_tiny_world(tmp_path).base)
-    compiled = compile_for(devices, base, 2, PretrainSettings(fsdp=2), policy={"dtype": "bfloat16", "remat": "blocks"})
+    compiled = compile_pretraining(devices, base, 2, PretrainSettings(fsdp=2), policy={"dtype": "bfloat16", "remat": "blocks"})
     assert figures(compiled, 4, 2)["all_gather_mb"] > 0

@@ -22,7 +22,7 @@ from e4t_jax.data.sources import Split, open_pictures
 from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.pretraining import pretrain as pretraining
-from e4t_jax.pretraining.aot import compile_for
+from e4t_jax.pretraining.aot import compile_pretraining
 from e4t_jax.pretraining.encode_once import CacheSettings, cache
 from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
 from e4t_jax.pretraining.step import PretrainSettings
@@ -53,9 +53,8 @@ def kept(world, tmp_path_factory):
 def test_rows_are_what_the_encoders_make_of_the_pictures(world, kept):
     """Each against the picture encoded alone; relative 1e-4."""
     base, params = load_base(str(world.base))
-    encode = jax.jit(
-        lambda image, mask: encode_pictures(base, "layers", Encoders(params["vae"], params["image_encoder"]), image, mask)
-    )
+    weights = Encoders(params["vae"], params["image_encoder"])
+    encode = jax.jit(lambda image, mask: encode_pictures(base, weights, image, mask, clip_features="layers"))
     rows = CachedRows(kept)
     for index, name in enumerate((0, 1, 2, 3, 0)):  # in the place of the broken one, the last, is the first
         image, mask = read_image(world.pictures / f"{name}.png", 16)
@@ -80,13 +79,13 @@ def test_a_run_on_a_cache_takes_the_same_steps_and_keeps_neither_vae_nor_clip(wo
     plain, _ = losses_of(world, f"folder:{world.pictures}", tmp_path / "plain")
     trained, kept_parts = pretraining.pretrain_trainable, []
 
-    def train(method, clip_features, params, *arguments, **options):
-        kept_parts.append(set(params))
-        return trained(method, clip_features, params, *arguments, **options)
+    def train(method, weights, *arguments, **options):
+        kept_parts.append(weights.encoders)
+        return trained(method, weights, *arguments, **options)
 
     monkeypatch.setattr(pretraining, "pretrain_trainable", train)
     cached, learned = losses_of(world, f"cache:{kept}", tmp_path / "cached")
-    assert kept_parts == [{"unet", "text_encoder"}]
+    assert kept_parts == [None]
     assert set(learned.params) == {"vae", "unet", "text_encoder", "image_encoder"}
     np.testing.assert_allclose(cached, plain, rtol=1e-4)
     assert len(plain) == 6
@@ -225,7 +224,7 @@ def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
     """Fewer operations, fewer bytes moved and smaller arguments than with pictures, whose encoders it does not take."""
     told = {}
     for cached in (False, True):
-        compiled = compile_for(jax.devices(), str(world.base), 2, PretrainSettings(), cached=cached, policy={})
+        compiled = compile_pretraining(jax.devices(), str(world.base), 2, PretrainSettings(), cached=cached, policy={})
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         told[cached] = cost["flops"], cost["bytes accessed"], memory.argument_size_in_bytes
     assert all(less < more for less, more in zip(told[True], told[False], strict=True)), told

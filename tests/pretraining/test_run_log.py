@@ -14,7 +14,7 @@ from e4t_jax import registry
 from e4t_jax.cli import pretrain
 from e4t_jax.creatures.world import dataset
 from e4t_jax.pretraining import run_log as watching
-from e4t_jax.pretraining.run_log import Watch
+from e4t_jax.pretraining.run_log import RunLog
 from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.training import flops as speed
 
@@ -38,7 +38,7 @@ def test_a_run_from_a_checkout_that_is_not_installed_is_watched_too(tmp_path, mo
         return true(name)
 
     monkeypatch.setattr(watching.metadata, "version", version)
-    watch = Watch(tmp_path, 4, 10, {"seed": 3})
+    watch = RunLog(tmp_path, 4, 10, {"seed": 3})
     watch.record(5, {"loss": 0.5})
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["settings"] == {"seed": 3}
@@ -51,7 +51,7 @@ def test_speed_is_of_the_steps_alone(tmp_path, monkeypatch):
     """Ten steps of 4 pictures and 3 TFLOP in 20 seconds, on a chip of 197 TFLOP/s; drawing samples takes another 1,000."""
     clock = itertools.chain([100.0, 110.0, 1110.0, 1130.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    watch = Watch(tmp_path, 4, 40, {})
+    watch = RunLog(tmp_path, 4, 40, {})
     watch.peak = speed.peak_of("TPU v5 lite")
     assert "images_per_second" not in watch.record(10, {"loss": 1.0}, 3.0)
     watch.look(10, lambda: (np.zeros((4, 6, 3), np.uint8), {}))
@@ -69,12 +69,12 @@ def test_what_a_device_can_at_most():
 
 def test_tensorboard_shows_a_run_that_went_on(tmp_path):
     """Steps 2, 4 and 6, then on from 3: what the first run told from 4 on is void, as in metrics.jsonl."""
-    first = Watch(tmp_path, 4, 10, {})
+    first = RunLog(tmp_path, 4, 10, {})
     for step in (2, 4, 6):
         first.record(step, {"loss": float(step)})
         first.look(step, lambda step=step: (np.full((4, 6, 3), step, np.uint8), {"likeness": step / 10}))
     time.sleep(1.1)  # TensorBoard reads files in the order of their names, which have the second they began in
-    again = Watch(tmp_path, 4, 10, {})
+    again = RunLog(tmp_path, 4, 10, {})
     again.record(4, {"loss": 40.0})
     events = read_events(tmp_path / "tensorboard")
     assert scalars(events, "loss") == [(2, 2.0), (4, 40.0)]

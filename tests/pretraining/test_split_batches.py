@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from e4t_jax.pretraining.step import compile_step, given_of, init_trainable
+from e4t_jax.objective import LossWeights
+from e4t_jax.pretraining.step import compile_step, frozen_weights, init_trainable
 from e4t_jax.training import parallel
 from e4t_jax.training.loop import init_state, read
 from e4t_jax.training.parallel import layout
@@ -40,15 +41,15 @@ def take_steps(domain, eight, monkeypatch_module):
 
     def take(devices, *, accumulate=1, **ways):
         where, tx, key = layout(**ways, devices=devices), optax.sgd(0.1, momentum=0.0), jax.random.key(0)
-        step = compile_step(domain.method, "layers", tx, 0.01, where, accumulate)
+        step = compile_step(domain.method, tx, LossWeights(0.01), where, accumulate=accumulate)
         state = where.place(jax.device_get(init_state(init_trainable(domain.method, key), tx)))
-        given = where.place(jax.device_get(given_of(domain.params)))
-        for tree in (state.params, state.moments, given):
+        weights = where.place(jax.device_get(frozen_weights(domain.params)))
+        for tree in (state.params, state.moments, weights):
             split = any("fsdp" in leaf.sharding.spec for leaf in jax.tree.leaves(tree))
             assert split == (where.mesh.shape["fsdp"] > 1)
         batch, losses = where.place_rows(eight), []
         for _ in range(3):
-            state, metrics = step(state, given, batch, key)
+            state, metrics = step(state, weights, batch, key)
             losses.append(float(np.mean(read(metrics["loss"]))))
         return losses, where.unplace(state.params)
 

@@ -9,8 +9,8 @@ import pytest
 
 from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders
-from e4t_jax.objective import Trainable, draw, e4t_loss, e4t_loss_at
-from e4t_jax.pretraining.step import PretrainSettings, compile_step, given_of, init_trainable, pretrain_trainable
+from e4t_jax.objective import LossWeights, Trainable, draw_timesteps_and_noise, e4t_loss, e4t_loss_at
+from e4t_jax.pretraining.step import PretrainSettings, compile_step, frozen_weights, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.step import concept_batch as concept_batch_of
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.training.loop import init_state
@@ -22,22 +22,20 @@ from e4t_jax.training.parallel import layout
 def test_loss_falls_from_scratch_and_frozen_parts_stay(domain, rows, parallel):
     """By more than 3 % in 40 steps, on the same 64 draws of timestep and noise before and after."""
     params, tx = domain.params, optax.adam(1e-2)
-    given, where = given_of(params), layout(parallel)
-    step = compile_step(domain.method, "layers", tx, 0.01, where)
+    weights, where = frozen_weights(params), layout(parallel)
+    step = compile_step(domain.method, tx, LossWeights(0.01), where)
     state = where.place(jax.device_get(init_state(init_trainable(domain.method, jax.random.key(0)), tx)))
-    placed, batch = where.place(given), where.place_rows(rows)
-    seen = concept_batch_of(
-        domain.method, "layers", given.encoders, {k: np.tile(v, (16, *[1] * (v.ndim - 1))) for k, v in rows.items()}
-    )
+    placed, batch = where.place(weights), where.place_rows(rows)
+    seen = concept_batch_of(domain.method, weights.encoders, {k: np.tile(v, (16, *[1] * (v.ndim - 1))) for k, v in rows.items()})
     loss = jax.jit(
-        lambda trainable: e4t_loss(domain.method, trainable, given.frozen, seen, jax.random.key(5), regularisation=0.0)[0]
+        lambda trainable: e4t_loss(domain.method, trainable, weights.frozen, seen, jax.random.key(5), weights=LossWeights(0.0))[0]
     )
     before = loss(where.unplace(state).params)
     for _ in range(40):
         state, _ = step(state, placed, batch, jax.random.key(0))
     assert loss(where.unplace(state).params) < 0.97 * before
     assert int(where.unplace(state.step)) == 40
-    for before, after in zip(jax.tree.leaves(given), jax.tree.leaves(where.unplace(placed)), strict=True):
+    for before, after in zip(jax.tree.leaves(weights), jax.tree.leaves(where.unplace(placed)), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -54,7 +52,7 @@ def test_settings_that_do_not_fit_the_devices_are_one_line():
 def test_pretraining_encodes_pictures_as_tuning_does(domain, rows):
     """Latents, φ_clip and mask of a batch, against each part called by hand; relative 1e-5."""
     base, params = domain.base, domain.params
-    batch = concept_batch_of(domain.method, "layers", Encoders(params["vae"], params["image_encoder"]), rows)
+    batch = concept_batch_of(domain.method, Encoders(params["vae"], params["image_encoder"]), rows)
     np.testing.assert_allclose(batch.latents, base.encode(params["vae"], rows["image"]), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(batch.clip, base.see(params["image_encoder"], rows["image"]), rtol=1e-5, atol=1e-5)
     assert batch.mask.shape == batch.latents.shape[:3] and (np.asarray(batch.mask) == 1).all()
@@ -78,7 +76,7 @@ def test_an_optimiser_of_ones_own_takes_the_place_of_ours(domain, rows):
         finally:
             closed.append(first)
 
-    learned = pretrain_trainable(domain.method, "layers", domain.params, batches, settings, tx=optax.sgd(0.0))
+    learned = pretrain_trainable(domain.method, frozen_weights(domain.params), batches, settings, tx=optax.sgd(0.0))
     assert closed == [0]
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(learned), strict=True):
         np.testing.assert_array_equal(before, after)
@@ -89,9 +87,9 @@ def test_the_loss_on_what_is_held_out_is_that_of_all_of_it(domain, rows):
     """Two at once, with masks that cover more and less, against the loss of all four at the same draws; relative 1e-5."""
     cover = np.array([0.05, 0.3, 0.7, 1.0], np.float32)[:, None, None]
     rows = {**rows, "mask": rows["mask"] * cover}
-    trainable, given = Trainable(domain.factors, domain.encoder), given_of(domain.params)
-    batch = concept_batch_of(domain.method, "layers", given.encoders, rows)
-    draws = draw(domain.method, 4, jax.random.key(7))
-    whole = jax.jit(e4t_loss_at)(domain.method, trainable, given.frozen, batch, *draws, regularisation=0.0)[0]
-    found = validation_loss(domain.method, "layers", trainable, given, rows, 3)
+    trainable, weights = Trainable(domain.factors, domain.encoder), frozen_weights(domain.params)
+    batch = concept_batch_of(domain.method, weights.encoders, rows)
+    draws = draw_timesteps_and_noise(domain.method, 4, jax.random.key(7))
+    whole = jax.jit(e4t_loss_at)(domain.method, trainable, weights.frozen, batch, draws, weights=LossWeights(0.0))[0]
+    found = validation_loss(domain.method, trainable, weights, rows, at_once=3)
     np.testing.assert_allclose(found, whole, rtol=1e-5)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sandbox import load_base_once
+from sandbox import open_base_once
 
 from e4t_jax.cli import pretrain as command
 from e4t_jax.cli.shared import run as run_command
@@ -283,8 +283,8 @@ def cheap(monkeypatch):
     """Pretraining as it is, but for the step: every number grows by the learning rate, and each step is noted."""
     steps = []
 
-    def compile_step(*_):
-        def step(state, given, rows, key):
+    def compile_step(*_, **__):
+        def step(state, weights, rows, key):
             steps.append(int(state.step))
             for hook in hooks:
                 hook(steps[-1])
@@ -297,7 +297,7 @@ def cheap(monkeypatch):
     hooks, rate = [], [1.0]
     monkeypatch.setattr(step, "compile_step", compile_step)
     monkeypatch.setattr(step, "tflop_of", lambda *_: None)
-    monkeypatch.setattr(pretraining, "load_base", load_base_once)
+    monkeypatch.setattr(pretraining, "open_base", open_base_once)
     return dataclasses.make_dataclass("Cheap", ["steps", "hooks", "rate"])(steps, hooks, rate)
 
 

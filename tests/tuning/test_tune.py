@@ -10,8 +10,9 @@ from concept_numbers import numbers
 from PIL import Image
 
 from e4t_jax.errors import UserError
-from e4t_jax.objective import e4t_loss
+from e4t_jax.objective import LossWeights, e4t_loss
 from e4t_jax.tuning import batching
+from e4t_jax.tuning.scopes import SCOPES
 from e4t_jax.tuning.tune import Recipe, TuneSettings, Views, draw_batch, start, tune_one
 from e4t_jax.words import tokenize
 
@@ -115,7 +116,7 @@ def test_want_of_memory_makes_chunks_smaller_and_then_says_so(domain, tmp_path, 
 @pytest.mark.parametrize("scope", ["compact", "head", "full"])
 def test_every_scope_starts_where_the_domain_is(domain, scope):
     """Δ = 0, r = 0 and the domain's own encoder and U-Net."""
-    trainable = start(domain.method, domain.frozen, scope, jax.random.key(0))
+    trainable = start(domain.method, domain.frozen, SCOPES[scope], jax.random.key(0))
     assert all(np.all(part["columns"] == 0) for part in trainable.factors.values())
     assert trainable.residual is None or np.all(trainable.residual == 0)
     assert trainable.encoder is (None if scope == "compact" else domain.encoder)
@@ -124,20 +125,20 @@ def test_every_scope_starts_where_the_domain_is(domain, scope):
 
 def test_unknown_scope_is_refused(domain):
     with pytest.raises(UserError, match="scope: 'tiny'"):
-        start(domain.method, domain.frozen, "tiny", jax.random.key(0))
+        TuneSettings(scope="tiny").recipe(0.01)
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("scope", ["compact", "head"])
 def test_tuning_lowers_the_loss(domain, inputs, scope):
     """By more than 1 %, on draws of timesteps, noise, views and prompts that are the same before and after."""
-    recipe = Recipe(scope, 40, 4, learning_rate=0.05, word_rate=0.2, regularisation=0.01)
+    recipe = Recipe(scope=SCOPES[scope], steps=40, batch_size=4, learning_rate=0.05, word_rate=0.2, weights=LossWeights(0.01))
     views, prompts = inputs
-    tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, jax.random.key(0), recipe)
+    tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, key=jax.random.key(0), recipe=recipe)
     keys = jax.random.split(jax.random.key(5), 3)
-    batch = draw_batch(views, prompts, keys[0], keys[1], 64)
-    loss = jax.jit(lambda trainable: e4t_loss(domain.method, trainable, domain.frozen, batch, keys[2], regularisation=0.0)[0])
-    before = loss(start(domain.method, domain.frozen, scope, keys[0]))
+    batch = draw_batch(views, prompts, 64, view_key=keys[0], prompt_key=keys[1])
+    loss = jax.jit(lambda trainable: e4t_loss(domain.method, trainable, domain.frozen, batch, keys[2], weights=LossWeights(0.0))[0])
+    before = loss(start(domain.method, domain.frozen, SCOPES[scope], keys[0]))
     assert loss(tuned) < 0.99 * before
 
 

@@ -48,7 +48,7 @@ def test_pictures_that_come_together_are_tuned_in_one_call_each_as_if_alone(doma
             assert concept._replace(trainable=None, folded=None) == alone._replace(trainable=None, folded=None)
             np.testing.assert_allclose(numbers(concept), numbers(alone), rtol=0, atol=1e-5)
 
-    with Tuner(domain, most=4, moment=1.0, **FEW) as tuner:
+    with Tuner(domain, max_batch=4, max_wait=1.0, **FEW) as tuner:
         assert tuner.sizes == [1, 2, 4]
         calls.clear()
         for count in (4, 3, 1):
@@ -67,7 +67,7 @@ def test_a_call_is_filled_up_by_a_quarter_at_most():
 def test_what_fails_fails_alone(domain, tmp_path, monkeypatch):
     """A damaged file, then a call that the device cannot make, then pictures as before."""
     (tmp_path / "venus.png").write_bytes(b"no picture")
-    with Tuner(domain, most=2, moment=1.0, **FEW) as tuner:
+    with Tuner(domain, max_batch=2, max_wait=1.0, **FEW) as tuner:
         broken, *whole = [tuner.submit(image) for image in (tmp_path / "venus.png", *PICTURES[:2])]
         with pytest.raises(UserError, match=r"venus\.png is not a picture"):
             broken.result()
@@ -103,7 +103,7 @@ def test_who_does_not_want_to_wait_may_cancel(domain, monkeypatch):
         return run(self, rows)
 
     def closing():
-        with Tuner(domain, most=2, **FEW) as tuner:
+        with Tuner(domain, max_batch=2, **FEW) as tuner:
             monkeypatch.setattr(Chunks, "run", held)
             promised.append(tuner.submit(PICTURES[0]))
             begun.wait()

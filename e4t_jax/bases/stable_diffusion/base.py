@@ -59,6 +59,11 @@ class StableDiffusion:
         words = frozenset(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else frozenset()
         return json.dumps(self.configs, sort_keys=True), words, self.policy
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What programs of this base are traced from, as plain data."""
+        return {"configs": self.configs, "policy": self.policy}
+
     @cached_property
     def _hash(self) -> int:
         return hash(self._value)
@@ -142,7 +147,7 @@ class StableDiffusion:
 
     @lru_cache(maxsize=4)  # noqa: B019 - equal bases share it; tracing all initialisers takes a second
     def param_shapes(self) -> Params:
-        """Shapes and dtypes of all weights, with nothing allocated."""
+        """Shapes and dtypes of all weights, as the policy wants them in memory, with nothing allocated."""
         ids = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
         size, pixels = self.image_size, self.vision.image_size
 
@@ -163,7 +168,10 @@ class StableDiffusion:
                     params[part][name] = {"kernel": jnp.zeros((width, self.configs[part].get("projection_dim", _PROJECTION)))}
             return params
 
-        return jax.eval_shape(init)
+        shapes = flatten_dict(jax.eval_shape(init), sep="/")
+        return unflatten_dict(
+            {path: jax.ShapeDtypeStruct(leaf.shape, self.policy.weight_dtype(path)) for path, leaf in shapes.items()}, sep="/"
+        )
 
     def has_projection(self, part: str) -> bool:
         """Whether the part's files hold CLIP's projection into the space shared by pictures and texts."""
@@ -177,7 +185,8 @@ class StableDiffusion:
         """
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
 
-        def draw(path: str, shape: tuple[int, ...]) -> Array:
+        def draw(path: str, promised: jax.ShapeDtypeStruct) -> Array:
+            shape = promised.shape
             match path.rpartition("/")[2]:
                 case "kernel":
                     values = generator.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
@@ -187,10 +196,10 @@ class StableDiffusion:
                     values = np.zeros(shape, np.float32)
                 case _:
                     values = np.float32(0.02) * generator.standard_normal(shape, np.float32)
-            return jnp.asarray(values, jnp.float32)
+            return jnp.asarray(values, promised.dtype)
 
         shapes = flatten_dict(self.param_shapes(), sep="/")
-        return unflatten_dict({path: draw(path, shapes[path].shape) for path in sorted(shapes)}, sep="/")
+        return unflatten_dict({path: draw(path, shapes[path]) for path in sorted(shapes)}, sep="/")
 
     def offset_kernels(self, unet: Params) -> dict[str, Any]:
         """Path -> q, k or v kernel [in, out] of every attention layer of the U-Net: what weight offsets multiply."""

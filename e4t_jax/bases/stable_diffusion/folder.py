@@ -23,14 +23,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
-from e4t_jax.bases.protocol import Params
+from e4t_jax.bases.protocol import LoadedBase, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.names import from_torch, older_name, to_torch, torch_name
+from e4t_jax.bases.stable_diffusion.policy import Policy
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
 from e4t_jax.errors import UserError
-from e4t_jax.storage import file_digest, move_files, temporary_folder, write_file
+from e4t_jax.storage import file_digest, move_files, sample_of, temporary_folder, write_file
 
 INDEX = "model_index.json"
 CHECKSUMS = "_checksums"  # diffusers passes over what begins so
@@ -103,11 +104,16 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def load_folder(
-    folder: Path,
-    dtype: Any = jnp.float32,
-    image_encoder: Path | Callable[[], Path] | None = None,
+    folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any
 ) -> tuple[StableDiffusion, Params]:
-    """Reads a base from a diffusers folder, tensor by tensor, as `dtype`.
+    """The base in a diffusers folder and its weights; as `open_folder`."""
+    base, params, _ = open_folder(folder, image_encoder, **policy)
+    assert isinstance(base, StableDiffusion)
+    return base, params
+
+
+def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
+    """Reads a base from a diffusers folder, tensor by tensor from file to device, each cast once as the `policy` says.
 
     `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
     finds one: it is not asked before all else in the folder was found to be there.
@@ -134,9 +140,15 @@ def load_folder(
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
         weights["image_encoder"] = open_weights(where, "image_encoder")
-    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer)
+    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, Policy(**policy))
     shapes = base.param_shapes()
-    return base, {part: fill_part(weights[part], part, shapes[part], dtype) for part in STEMS}
+    samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
+    params = {}
+    for part in STEMS:
+        params[part], part_samples = _fill_part(weights[part], part, shapes[part], sampled=samples is not None)
+        if samples is not None:
+            samples[part] = part_samples
+    return LoadedBase(base, params, samples)
 
 
 def _verify(folder: Path, index: Mapping[str, Any]) -> None:
@@ -209,14 +221,19 @@ def _is_before_0_9(config: Mapping[str, Any]) -> bool:
     return version is not None and (int(version[1]), int(version[2])) < (0, 9)
 
 
-def load_part(folder: Path, part: str, shapes: Params, dtype: Any = jnp.float32) -> Params:
-    """Reads the weights of one part into the tree that `shapes` promises."""
-    return fill_part(open_weights(folder, part), part, shapes, dtype)
+def load_part(folder: Path, part: str, shapes: Params) -> Params:
+    """Reads the weights of one part into the tree that `shapes` promises, in its dtypes."""
+    return fill_part(open_weights(folder, part), part, shapes)
 
 
-def fill_part(weights: Weights, part: str, shapes: Params, dtype: Any = jnp.float32) -> Params:
+def fill_part(weights: Weights, part: str, shapes: Params) -> Params:
     """`load_part` of weights that are open already."""
-    loaded = {}
+    return _fill_part(weights, part, shapes, sampled=False)[0]
+
+
+def _fill_part(weights: Weights, part: str, shapes: Params, *, sampled: bool) -> tuple[Params, Params]:
+    """The weights and, where asked for, samples of them as they were stored (`storage.sample_of`)."""
+    loaded, samples = {}, {}
     for path, promised in flatten_dict(shapes, sep="/").items():
         name = path if weights.flax else torch_name(part, path)
         name = name if name in weights.read else older_name(name)
@@ -234,6 +251,8 @@ def fill_part(weights: Weights, part: str, shapes: Params, dtype: Any = jnp.floa
             )
         if not np.isfinite(np.asarray(tensor, np.float32)).all():
             raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
+        if sampled:
+            samples[path] = sample_of(np.asarray(tensor))
         # Copied at once, one tensor at a time: the device never waits for, nor the host holds, more than that.
-        loaded[path] = jax.block_until_ready(jnp.array(tensor, dtype))
-    return unflatten_dict(loaded, sep="/")
+        loaded[path] = jax.block_until_ready(jnp.array(tensor, promised.dtype))
+    return unflatten_dict(loaded, sep="/"), unflatten_dict(samples, sep="/")

@@ -14,9 +14,9 @@ from e4t_jax.arrays import Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Weights stay in the dtype they are given in; norms, softmax and what the networks return are float32.
+    """Norms, softmax and what the networks return are float32.
 
-    dtype      of convolutions, matrix products and what flows between them
+    dtype      of convolutions, matrix products and what flows between them, and so of the kernels in memory
     remat      "blocks": every residual block and transformer keeps its inputs alone and is run again for its gradient
     attention  "auto": the platform's own kernel where it has one; "xla": the plain form everywhere
     """
@@ -28,6 +28,10 @@ class Policy:
     def cast(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """`x` in the dtype of computation."""
         return jnp.asarray(x, self.dtype)
+
+    def weight_dtype(self, path: str) -> str:
+        """The dtype of a weight in memory: `dtype` for a kernel, which is cast for its product anyway; float32 for all others."""
+        return self.dtype if path.endswith("kernel") else "float32"
 
     def block(self, kind: Any) -> Any:
         """The class of a block, rematerialised where the policy says so."""

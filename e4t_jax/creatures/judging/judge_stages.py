@@ -87,7 +87,7 @@ def _fit(name: str, loss: Loss, batches: Iterator[Any], steps: int, seed: int, t
     state = init_state(JUDGES[name].init(key, jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)))["params"], tx)
     run = Run(f"{name} judge", steps, track=lambda steps: track(steps, f"{name} judge"), watch=50)
     step = jax.jit(step_of(loss, tx), donate_argnums=0)
-    return jax.device_get(train(run, step, state, None, lambda first: batches, key).params)
+    return jax.device_get(train(run, step, state, None, lambda first: batches, key=key).params)
 
 
 def _identity_batches(seed: int, count: int, kind: str, generator: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""A look at a domain of the drawn world while it is learned: how like *validation* identities the encoder alone draws."""
+"""A preview of a domain of the drawn world while it is learned: how like *validation* identities the encoder alone draws."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from e4t_jax.creatures.world.pictures import as_floats
 from e4t_jax.creatures.world.renderer import IMAGE_SIZE
 from e4t_jax.data.grids import picture_grid
 from e4t_jax.domain import Domain
-from e4t_jax.pretraining.previews import Look, draw_samples
+from e4t_jax.pretraining.previews import Preview, draw_samples
 
 _SEED, _IDENTITIES, _PROMPTS = 0, 8, 2
 
 
-def look_at_validation(domain: Domain) -> Look:
+def look_at_validation(domain: Domain) -> Preview:
     """A grid, and of its samples the mean likeness to their own identity, as the judge sees it, the share that is likest to it
     among `GALLERY` of the split, and the share whose context is the prompt's.
 
@@ -36,7 +36,7 @@ def look_at_validation(domain: Domain) -> Look:
             judge("scene", judges["scene"], flat)["context"], np.tile(trial.contexts, _IDENTITIES)
         ),
     }
-    return Look(picture_grid([[picture, *row] for picture, row in zip(trial.pictures, drawn, strict=True)], scale=2), figures)
+    return Preview(picture_grid([[picture, *row] for picture, row in zip(trial.pictures, drawn, strict=True)], scale=2), figures)
 
 
 def _as_large(drawn: UInt8[np.ndarray, "pictures prompts h w 3"]) -> UInt8[np.ndarray, "pictures prompts 32 32 3"]:

@@ -146,7 +146,7 @@ def _fit(
             state,
             where.place(frozen),
             lambda first: _ahead(batches(first)),
-            key,
+            key=key,
         )
         return where.unplace(state).average
 
