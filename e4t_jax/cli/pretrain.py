@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 
 import jax
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import say, steps_bar
+from e4t_jax.cli.run import Inline, NetworkCommand
+from e4t_jax.cli.signals import stop_on_request
 from e4t_jax.errors import Stopped
 from e4t_jax.files.domain_files import save_domain
 from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
@@ -33,7 +36,7 @@ class Config(NetworkCommand):
     attention: Literal["auto", "xla"] = "auto"
     """The platform's own attention kernel where it has one, or the plain form everywhere."""
     data: str = "creatures"
-    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
+    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that `e4t cache` wrote."""
     work: Path | None = None
     """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
     resume: bool = False
