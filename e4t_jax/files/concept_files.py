@@ -1,9 +1,9 @@
 """A concept on disk: one small file.
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
-`bits`, the factors are quantised (`quantisation`). All rows lie in one tensor and all columns in another, each with a scale per
-kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and carries a
-checksum.
+`bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
+for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
+carries a checksum.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 tuned = tune_to_files(domain, sorted(Path("pictures").glob("*.png")), Path("concepts"), resume=True)
 drawn = draw_to_files(domain, sorted(Path("concepts").glob("*.safetensors")), ["a photo of *s"], Path("drawn"), resume=True)
 
-Of several processes that make the same call, each does its share (`processes.share_of`).
+Of several processes that make the same call, each does its share (`training.processes.share_of`).
 """
 
 from __future__ import annotations

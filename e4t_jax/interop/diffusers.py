@@ -69,6 +69,7 @@ def export_concept(
 
     Args:
         domain: The domain that the concept was tuned in.
+        concept: The concept.
         out: Folder to write.
         format: "diffusers", a whole model for `StableDiffusionPipeline.from_pretrained`; "lora", the U-Net's change for
             `load_lora_weights`; "embedding", the word alone for `load_textual_inversion`.
