@@ -16,7 +16,9 @@ from pathlib import Path
 
 import jax
 
-from e4t_jax.cli.shared import keep_compiled_programs, say, use_all_cores
+from e4t_jax.cli.compiled_cache import keep_compiled_programs
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import say
 
 
 def main() -> None:

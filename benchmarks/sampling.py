@@ -18,7 +18,8 @@ from typing import Any
 from subject import BASE_HELP, subject
 from tuning import timed
 
-from e4t_jax.cli.shared import progress, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress
 
 _PROMPTS = ("a photo of *s in the snow", "a sketch of *s on a beach", "a cartoon of *s", "a watercolor of *s in a forest")
 

@@ -18,7 +18,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from e4t_jax.cli.shared import progress, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from subject import BASE_HELP, subject
 
-from e4t_jax.cli.shared import progress, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress
 
 _STEPS, _BATCH = 5, 16
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from e4t_jax.errors import UserError
     from e4t_jax.files.concept_files import load_concept, save_concept
     from e4t_jax.files.domain_files import load_domain, save_domain
+    from e4t_jax.interop.diffusers import export_concept
+    from e4t_jax.interop.e4t_diffusion import import_checkpoint
     from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
     from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
@@ -31,6 +33,8 @@ _HOMES = {
     "e4t_jax.domain": ("Domain", "to_pil"),
     "e4t_jax.files.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
+    "e4t_jax.interop.diffusers": ("export_concept",),
+    "e4t_jax.interop.e4t_diffusion": ("import_checkpoint",),
     "e4t_jax.pretraining.pretrain": ("DomainSettings", "pretrain"),
     "e4t_jax.sample": ("SampleSettings",),
     "e4t_jax.tuning.tuner": ("Tuner",),
@@ -46,6 +50,8 @@ __all__ = [
     "TuneSettings",
     "Tuner",
     "UserError",
+    "export_concept",
+    "import_checkpoint",
     "load_base",
     "load_concept",
     "load_domain",

@@ -1,7 +1,7 @@
 """`python -m infer.export`: the command `e4t export` by the name it has in a checkout."""
 
 from e4t_jax.cli.export import main
-from e4t_jax.cli.shared import run
+from e4t_jax.cli.run import run
 
 if __name__ == "__main__":
     run(main)

@@ -337,8 +337,8 @@ def test_a_hundred_of_a_hundred_damages_to_a_domain_are_noticed(own_world, name,
             with contextlib.suppress(ValueError):
                 harmless += json.loads(path.read_bytes()) == json.loads(content)
         try:
-            facts = domain_files._read_facts(own_world / "domain.json")
-            domain_files._read_part(own_world / "domain.json", path.stem if path.suffix != ".json" else "encoder", facts)
+            record = domain_files._read_record(own_world / "domain.json")
+            domain_files._read_part(own_world / "domain.json", path.stem if path.suffix != ".json" else "encoder", record)
         except UserError as error:
             noticed += len(str(error).splitlines()) == 1
     assert noticed + harmless == 100

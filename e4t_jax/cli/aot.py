@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from e4t_jax.cli.shared import NetworkCommand
+from e4t_jax.cli.run import NetworkCommand
 from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.tuning.tune import TuneSettings
 
@@ -19,13 +19,13 @@ class Config(NetworkCommand):
     topology: str = "v5e:4x4"
     """The slice to compile for, KIND:ROWSxCOLUMNS: v5e:4x4, v5p:2x2x2, v6e:16x16."""
     base: str = "random:sd15"
-    """Base model, as train.pretrain takes it; random:sd15 and random:sd21 are not even drawn."""
+    """Base model, as `e4t pretrain` takes it; random:sd15 and random:sd21 are not even drawn."""
     image_encoder: str | None = None
-    """CLIP's, as train.pretrain takes it."""
+    """CLIP's, as `e4t pretrain` takes it."""
     clip_features: Literal["layers", "tokens"] = "layers"
     """What of CLIP's the encoder sees."""
     data: Literal["pictures", "cache"] = "pictures"
-    """What the step reads: pictures, with VAE and CLIP in the step, or rows of train.cache, with neither."""
+    """What the step reads: pictures, with VAE and CLIP in the step, or rows that `e4t cache` wrote, with neither."""
     what: Literal["pretrain", "tune", "generate"] = "pretrain"
     """The program: the step of pretraining on all chips of the slice, or what `e4t tune` or `e4t generate` runs on one of them."""
     per_device_batch: int | None = None

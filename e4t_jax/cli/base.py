@@ -10,7 +10,9 @@ from typing import Annotated
 import jax
 
 from e4t_jax.bases import load_folder
-from e4t_jax.cli.shared import Command, Inline, progress, say, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress, say
+from e4t_jax.cli.run import Command, Inline
 from e4t_jax.creatures.learning.base_config import new_base
 from e4t_jax.creatures.learning.base_stages import BaseSettings, train_base
 from e4t_jax.creatures.learning.ladder import climb

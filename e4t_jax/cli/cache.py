@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, progress, say, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress, say
+from e4t_jax.cli.run import Inline, NetworkCommand
 from e4t_jax.pretraining.encode_once import CacheSettings, cache
 from e4t_jax.training.processes import Processes, is_first, joined
 
 
 @dataclass(frozen=True)
 class Config(NetworkCommand):
-    """Encode pictures into a folder that train.pretrain takes as --data cache:DIR."""
+    """Encode pictures into a folder that `e4t pretrain` takes as --data cache:DIR."""
 
     out: Path
     """Folder of the cache: cache.json and the shards; one that all processes see."""
     base: str = "creatures"
-    """Base model, as train.pretrain takes it."""
+    """Base model, as `e4t pretrain` takes it."""
     image_encoder: str | None = None
-    """CLIP's, as train.pretrain takes it."""
+    """CLIP's, as `e4t pretrain` takes it."""
     data: str = "creatures"
     """Pictures: creatures, fish, tfds:NAME or folder:DIR."""
     caching: Annotated[CacheSettings, Inline] = CacheSettings()

@@ -1,6 +1,6 @@
 """Writes a concept for diffusers' PyTorch pipelines.
 
-python -m infer.export --concept DIR/venus.safetensors --format diffusers|lora|embedding --out DIR
+e4t export --concept DIR/venus.safetensors --format diffusers|lora|embedding --out DIR
 """
 
 from __future__ import annotations
@@ -9,16 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from safetensors.numpy import save
-
-from e4t_jax import bases
-from e4t_jax.cli.shared import Command
-from e4t_jax.errors import UserError
+from e4t_jax.cli.run import Command
 from e4t_jax.files.concept_files import load_concept
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.interop.diffusers import check_token, constant_word, lora, merged_base
-from e4t_jax.storage import check_writable, write_file
+from e4t_jax.interop.diffusers import export_concept
+from e4t_jax.storage import check_writable
 from e4t_jax.words import PLACEHOLDER
 
 
@@ -30,7 +25,7 @@ class Config(Command):
     """
 
     concept: Path
-    """Concept file that train.tune wrote."""
+    """Concept file that `e4t tune` wrote."""
     out: Path
     """Folder to write."""
     format: Literal["diffusers", "lora", "embedding"] = "diffusers"
@@ -50,25 +45,18 @@ class Config(Command):
 def main(config: Config) -> None:
     check_writable(config.out)
     domain = load_domain(config.domain)
-    concept = load_concept(config.concept, domain.fingerprint)
-    dtype = np.dtype(config.dtype)
-    base = bases.local_folder(domain.base_name)
-    if config.format == "diffusers" and base is not None and config.out.exists() and config.out.samefile(base):
-        raise UserError(f"{config.out} holds the base that the domain was trained on; choose another folder.", "out")
-    if config.format == "lora":
-        update = lora(domain, concept, config.rank, config.error)
-        write_tensors(config.out / "pytorch_lora_weights.safetensors", update.tensors, dtype)
-        print(f"Wrote {config.out}, rank {update.rank}: it misses {update.error:.2%} of the change; load its embedding beside it.")
-        return
-    check_token(domain, config.token)
-    word = constant_word(domain, concept)
-    if config.format == "embedding":
-        write_tensors(config.out / "learned_embeds.safetensors", {config.token: word}, dtype)
+    exported = export_concept(
+        domain,
+        load_concept(config.concept, domain.fingerprint),
+        config.out,
+        format=config.format,
+        rank=config.rank,
+        error=config.error,
+        token=config.token,
+        dtype=config.dtype,
+    )
+    if exported.token is None:
+        missed = f"rank {exported.rank}: it misses {exported.error:.2%} of the change"
+        print(f"Wrote {config.out}, {missed}; load its embedding beside it.")
     else:
-        bases.save_folder(config.out, *merged_base(domain, concept, word, config.token), dtype)
-    print(f"Wrote {config.out}; the prompt word is {config.token}")
-
-
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], dtype: np.dtype) -> None:
-    """A safetensors file for PyTorch."""
-    write_file(path, save({name: tensor.astype(dtype) for name, tensor in tensors.items()}, {"format": "pt"}))
+        print(f"Wrote {config.out}; the prompt word is {exported.token}")

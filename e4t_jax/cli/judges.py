@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from e4t_jax.cli.shared import Command, Inline, progress
+from e4t_jax.cli.progress import progress
+from e4t_jax.cli.run import Command, Inline
 from e4t_jax.creatures.judging.judge_losses import validate_judges
 from e4t_jax.creatures.judging.judge_stages import JudgeSettings, train_judge
 from e4t_jax.creatures.judging.judges import JUDGES, WHO_IS_IT, load_judges

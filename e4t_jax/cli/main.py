@@ -1,4 +1,4 @@
-"""`e4t COMMAND …`: every command of this package under one name; `python -m train.tune` and so on are the same."""
+"""`e4t COMMAND …`: every command of this package under one name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command's name and hands the rest on."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
         print(usage())
         return
-    name = given[0]
+    name = words[0]
     if name == "--version":
         from e4t_jax import __version__
 
@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # On demand: importing JAX takes seconds, which a list of commands should not.
     from importlib import import_module
 
-    from e4t_jax.cli.shared import run
+    from e4t_jax.cli.run import run
 
-    run(import_module(f"e4t_jax.cli.{COMMANDS[name][0]}").main, given[1:], f"e4t {name}")
+    run(import_module(f"e4t_jax.cli.{COMMANDS[name][0]}").main, words[1:], f"e4t {name}")
 
 
 def usage() -> str:

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import jax
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import say, steps_bar
+from e4t_jax.cli.run import Inline, NetworkCommand
+from e4t_jax.cli.signals import stop_on_request
 from e4t_jax.errors import Stopped
 from e4t_jax.files.domain_files import save_domain
 from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
@@ -29,7 +32,7 @@ class Config(NetworkCommand):
     image_encoder: str | None = None
     """CLIP's, where the base brings none: Hub id or folder, random:vit-l14 or random:vit-h14; else the paper's ViT-H/14."""
     data: str = "creatures"
-    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
+    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that `e4t cache` wrote."""
     work: Path | None = None
     """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
     resume: bool = False

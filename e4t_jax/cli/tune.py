@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, all_done, names_of, progress, say, use_all_cores
-from e4t_jax.data.images import is_mask, mask_beside
-from e4t_jax.errors import UserError
-from e4t_jax.files.concept_files import concept_bytes, load_concept
-from e4t_jax.files.domain_files import check_names, load_domain
-from e4t_jax.storage import check_writable, to_json, write_file, written_behind
-from e4t_jax.training.processes import Processes, is_first, joined, own_file, share_of
+from e4t_jax.cli.cores import use_all_cores
+from e4t_jax.cli.progress import progress, raise_failures, say
+from e4t_jax.cli.run import Inline, NetworkCommand
+from e4t_jax.files.domain_files import load_domain
+from e4t_jax.files.picture_files import without_masks
+from e4t_jax.files.resumable import check_pictures, tune_to_files
+from e4t_jax.storage import check_writable, to_json, write_file
+from e4t_jax.training.processes import Processes, is_first, joined, own_file
 from e4t_jax.tuning.tune import TuneSettings
 
 
@@ -28,7 +28,7 @@ class Config(NetworkCommand):
     out: Path
     """Folder for the concept files."""
     domain: str = "creatures"
-    """Domain: "creatures", or a folder that train.pretrain wrote."""
+    """Domain: "creatures", or a folder that `e4t pretrain` wrote."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     resume: bool = False
@@ -44,62 +44,23 @@ def main(config: Config) -> None:
 
 
 def _tune(config: Config) -> None:
-    images = pictures_of(config.images)
-    names = names_of(images, "images", empty="there is no picture; give one or more.", named="concepts are named after their files")
+    pictures, masks = without_masks(config.images)
+    for mask in masks:
+        say(f"{mask} is the mask of a picture, and no concept of its own.")
+    check_pictures(pictures)
     check_writable(config.out)
-    if (config.out / "domain.json").exists():
-        check_names(config.out, [f"{name}.safetensors" for name in names])
     domain = load_domain(config.domain, **config.policy())
-    # Every process of a run tunes its share, and writes its own files.
-    share = share_of(images)
-    sizes: dict[str, int] = {}
-    failed: dict[str, UserError] = {}
-    began = time.perf_counter()
-
-    def done(name: str, origin: str) -> bool:
-        return config.resume and _origin_of(config.out / f"{name}.safetensors") == origin
-
-    with written_behind() as write:
-        outcomes = domain.tune_many(share, config.tuning, caption=config.caption, done=done) if share else ()
-        for outcome in progress(outcomes, "tuning", unit="concept", disable=not is_first()):
-            path = config.out / f"{outcome.name}.safetensors"
-            if outcome.error is not None:
-                failed[outcome.name] = outcome.error
-            elif outcome.result is None:
-                sizes[outcome.name] = path.stat().st_size
-            else:
-                content = concept_bytes(outcome.result)
-                sizes[outcome.name] = len(content)
-                write(path, content)
-    seconds = time.perf_counter() - began
-    facts = {
+    bar = partial(progress, description="tuning", unit="concept", disable=not is_first())
+    tuned = tune_to_files(domain, pictures, config.out, config.tuning, caption=config.caption, resume=config.resume, track=bar)
+    report = {
         "domain": config.domain,
         **dataclasses.asdict(config.tuning),
         "caption": config.caption,
-        "seconds": round(seconds, 3),  # compilation included
-        "bytes_per_concept": sizes,
-        "failed": {name: str(error) for name, error in failed.items()},
+        "seconds": round(tuned.seconds, 3),
+        "bytes_per_concept": tuned.sizes,
+        "failed": {name: str(error) for name, error in tuned.failed.items()},
     }
-    if sizes:
-        write_file(own_file(config.out / "tune.json"), to_json(facts))
-        print(f"{len(sizes)} concepts are in {config.out} ({seconds:.1f} s, compilation included)")
-    all_done(failed, len(share), "pictures")
-
-
-def _origin_of(path: Path) -> str | None:
-    """What a concept's file was made of, if it is there and whole."""
-    if not path.exists():
-        return None
-    try:
-        return load_concept(path).origin
-    except UserError:
-        return None
-
-
-def pictures_of(paths: Sequence[Path]) -> list[Path]:
-    """The pictures among some files: a mask that a shell's `*.png` caught with its picture is left out, and said."""
-    masks = {mask_beside(path) for path in paths if not is_mask(path)}
-    for path in paths:
-        if path in masks:
-            say(f"{path} is the mask of a picture, and no concept of its own.")
-    return [path for path in paths if path not in masks]
+    if tuned.sizes:
+        write_file(own_file(config.out / "tune.json"), to_json(report))
+        print(f"{len(tuned.sizes)} concepts are in {config.out} ({tuned.seconds:.1f} s, compilation included)")
+    raise_failures(tuned.failed, tuned.asked, "pictures")

@@ -56,7 +56,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Errors: `UserError` when cache.json is missing, damaged, changed or of a newer format."""
     path = folder / MANIFEST
-    facts = read_json(path, "give a folder that train.cache wrote")
+    facts = read_json(path, "give a folder of encoded pictures, which `e4t cache` writes")
     check_signed(path, facts, _MEND)
     if facts.get("format") != _FORMAT:
         raise UserError(f"{path} is of format {facts.get('format')}, this version reads {_FORMAT}; {_MEND}.", "data")

@@ -1,8 +1,9 @@
 """A concept on disk: one small file.
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
-`bits`, the factors are quantised (`quantise`). All rows lie in one tensor and all columns in another, each with a scale a kernel,
-in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and carries a checksum.
+`bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
+for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
+carries a checksum.
 """
 
 from __future__ import annotations
@@ -120,3 +121,11 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
     if not whole:
         raise UserError(f"{path} lacks a part of a concept; tune it again.")
     return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded, header.get("origin", ""))
+
+
+def origin_of(path: str | Path) -> str | None:
+    """What a concept's file was made of (`Concept.origin`); None where there is no file, or it is not whole."""
+    try:
+        return load_concept(path).origin
+    except UserError:
+        return None

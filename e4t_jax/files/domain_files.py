@@ -47,7 +47,7 @@ _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "image_encoder": (str, type(None)),
     "clip_features": str,
 }
-_FACTS: dict[str, type | tuple[type, ...]] = {
+_FIELDS: dict[str, type | tuple[type, ...]] = {
     **_OPTIONS,
     "format": int,
     "base": str,
@@ -55,7 +55,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "base_fingerprint": str,
 }
 # Not in every file: of a base given as a folder, and since format 2.
-_FURTHER: dict[str, type | tuple[type, ...]] = {"base_beside": str, "digests": dict, "checksum": str}
+_OPTIONAL_FIELDS: dict[str, type | tuple[type, ...]] = {"base_beside": str, "digests": dict, "checksum": str}
 _MEND = "make or copy the domain again"
 _PARTS = ("vae", "unet", "text_encoder", "image_encoder")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
@@ -78,18 +78,18 @@ def save_domain(
         if lost is not None:
             raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
-    facts = {name: getattr(domain, name) for name in _OPTIONS}
-    facts |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
-    facts["base_fingerprint"] = base_fingerprint(domain.stored)
-    facts["digests"] = {name: digest(content) for name, content in parts.items()}
-    eyes = domain.image_encoder
-    if eyes and os.path.isdir(eyes) and not any(name.startswith(f"{eyes}/") for name in beside) and not (folder / eyes).is_dir():
-        facts["image_encoder"] = str(Path(eyes).absolute())
+    record = {name: getattr(domain, name) for name in _OPTIONS}
+    record |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
+    record["base_fingerprint"] = base_fingerprint(domain.stored)
+    record["digests"] = {name: digest(content) for name, content in parts.items()}
+    clip = domain.image_encoder
+    if clip and os.path.isdir(clip) and not any(name.startswith(f"{clip}/") for name in beside) and not (folder / clip).is_dir():
+        record["image_encoder"] = str(Path(clip).absolute())
     if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
         # Found from any folder, and after both were moved together.
-        facts["base"] = str(Path(domain.base_name).absolute())
-        facts["base_beside"] = os.path.relpath(facts["base"], folder.absolute())
-    contents = {**beside, **parts, "domain.json": to_signed_json(facts)}
+        record["base"] = str(Path(domain.base_name).absolute())
+        record["base_beside"] = os.path.relpath(record["base"], folder.absolute())
+    contents = {**beside, **parts, "domain.json": to_signed_json(record)}
     write_files({folder / name: content for name, content in contents.items()})
 
 
@@ -117,17 +117,17 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         known = ", ".join(registry.names("domain"))
         raise UserError(f"{path} does not exist; give a folder that pretraining wrote, or {known}.", "domain")
     with locked(folder, shared=True):
-        facts = _read_facts(path)
-        encoder, factors = (_read_part(path, part, facts) for part in _TENSORS)
-    options = {name: facts[name] for name in _OPTIONS}
-    base_name = _base_of(folder, facts)
+        record = _read_record(path)
+        encoder, factors = (_read_part(path, part, record) for part in _TENSORS)
+    options = {name: record[name] for name in _OPTIONS}
+    base_name = _base_of(folder, record)
     loaded = open_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
     stored = loaded.stored
-    found = base_fingerprint(stored) if facts["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
-    if facts["base_fingerprint"] != found:
-        raise UserError(f"{name} was pretrained on other weights than {facts['base']} holds now; pretrain it again.", "domain")
+    found = base_fingerprint(stored) if record["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
+    if record["base_fingerprint"] != found:
+        raise UserError(f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again.", "domain")
     domain = Domain(
-        base_name, facts["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
+        base_name, record["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
     )
     part = misfit(domain)
     if part:
@@ -160,15 +160,15 @@ def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
     return None
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     """What domain.json says: everything there, of its type and as it was written."""
-    facts = read_json(path, _MEND)
-    number = facts.get("format")
+    record = read_json(path, _MEND)
+    number = record.get("format")
     if isinstance(number, int) and number > FORMAT:
         raise UserError(f"{path} has format {shortened(number)}, this version reads up to {FORMAT}; update e4t-jax.")
-    check_signed(path, facts, _MEND)
-    for name, value in facts.items():
-        kind = {**_FACTS, **_FURTHER}.get(name)
+    check_signed(path, record, _MEND)
+    for name, value in record.items():
+        kind = {**_FIELDS, **_OPTIONAL_FIELDS}.get(name)
         if kind is None:
             raise UserError(f"{path} holds {shortened(name)}, which is unknown here; {_MEND}.")
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -177,24 +177,24 @@ def _read_facts(path: Path) -> dict[str, Any]:
             check_range(name, value)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-    required = [*_FACTS, *(["digests"] if isinstance(number, int) and number > 1 else [])]
-    missing = [name for name in required if name not in facts]
+    required = [*_FIELDS, *(["digests"] if isinstance(number, int) and number > 1 else [])]
+    missing = [name for name in required if name not in record]
     if missing:
         raise UserError(f"{path} lacks {missing[0]!r}; {_MEND}.")
-    if facts["format"] < 1:
+    if record["format"] < 1:
         raise UserError(f"{path} has format {shortened(number)}, and there is none below 1; {_MEND}.")
-    if facts["template"] not in TEMPLATES:
-        raise UserError(f"{path}: template = {shortened(facts['template'])} is unknown; update e4t-jax.")
-    if facts["clip_features"] not in CLIP_FEATURES:
-        raise UserError(f"{path}: clip_features = {shortened(facts['clip_features'])} is unknown; update e4t-jax.")
-    return facts
+    if record["template"] not in TEMPLATES:
+        raise UserError(f"{path}: template = {shortened(record['template'])} is unknown; update e4t-jax.")
+    if record["clip_features"] not in CLIP_FEATURES:
+        raise UserError(f"{path}: clip_features = {shortened(record['clip_features'])} is unknown; update e4t-jax.")
+    return record
 
 
-def _read_part(path: Path, part: str, facts: dict[str, Any]) -> Params:
+def _read_part(path: Path, part: str, record: dict[str, Any]) -> Params:
     """The tree of encoder or offsets, from the very file that domain.json was written with."""
     file = path.parent / f"{part}.safetensors"
     tensors, _ = unpack(file, _KIND, "part of a domain")
-    if facts["format"] > 1 and file_digest(file) != facts["digests"].get(file.name):
+    if record["format"] > 1 and file_digest(file) != record["digests"].get(file.name):
         raise UserError(f"{file} is not the one that {path.name} was written with; {_MEND}.")
     try:
         return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
@@ -202,11 +202,11 @@ def _read_part(path: Path, part: str, facts: dict[str, Any]) -> Params:
         raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
 
 
-def _base_of(folder: Path, facts: dict[str, Any]) -> str:
-    beside = facts.get("base_beside")
-    if beside and not os.path.isdir(facts["base"]) and os.path.isdir(folder / beside):
+def _base_of(folder: Path, record: dict[str, Any]) -> str:
+    beside = record.get("base_beside")
+    if beside and not os.path.isdir(record["base"]) and os.path.isdir(folder / beside):
         return str(folder / beside)
-    return facts["base"]
+    return record["base"]
 
 
 def _image_encoder_of(path: Path, name: str | None) -> str | None:

@@ -43,7 +43,7 @@ class CacheSettings:
     """How pictures are encoded."""
 
     clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees, as train.pretrain will be told."""
+    """What of CLIP's the encoder sees, as `e4t pretrain` will be told."""
     views: int = 1
     """Views kept of each picture: itself first, then crops, every second one flipped."""
     batch_size: int = 16

@@ -170,7 +170,7 @@ def layout(parallel: str = "jit", fsdp: int = 1, devices: Sequence[jax.Device] |
     if len(devices) % fsdp:
         raise UserError(f"{len(devices)} devices do not divide by {fsdp}; choose a divisor of {len(devices)}.", "fsdp")
     if parallel == "pmap" and fsdp > 1:
-        raise UserError("pmap keeps everything whole on every device; choose 1, or --parallel jit.", "fsdp")
+        raise UserError("pmap keeps everything whole on every device; choose 1, or parallel jit.", "fsdp")
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=axes)
     return Layout("pmap" if parallel == "pmap" else "jit", mesh)

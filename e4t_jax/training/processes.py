@@ -75,7 +75,7 @@ def joined(processes: Processes) -> Iterator[None]:
             raise
         raise UserError(
             f"process {jax.process_index()}: another process of the run is lost ({reason_of(lost, 80)}); "
-            "see what it said, and start all again with --resume."
+            "see what it said, start all again and resume."
         ) from None
     jax.distributed.shutdown()
 
@@ -151,14 +151,14 @@ def _asked_for(processes: Processes) -> bool:
     if processes.coordinator not in (None, "auto"):
         if len(given) < 3:
             missing = "process_id" if processes.process_id is None else "num_processes"
-            raise UserError("HOST:PORT needs --num-processes and --process-id beside it; give all three.", missing)
+            raise UserError("HOST:PORT needs num_processes and process_id beside it; give all three.", missing)
         if not processes.coordinator.rpartition(":")[2].isdecimal():
             raise UserError(f"{processes.coordinator!r} names no port; give HOST:PORT.", "coordinator")
         if not 0 <= (processes.process_id or 0) < (processes.num_processes or 1):
             raise UserError(f"{processes.process_id} is none of {processes.num_processes}; count from 0.", "process_id")
         return True
     if given and processes.coordinator is None:
-        raise UserError("it belongs to --coordinator HOST:PORT; give all three or none.", given[0])
+        raise UserError("it belongs to a coordinator HOST:PORT; give all three or none.", given[0])
     counts = [int(os.environ[name]) for name in _COUNTS if os.environ.get(name, "").isdecimal()]
     hosts = [len(os.environ[name].split(",")) for name in _HOSTS if name in os.environ]
     return processes.coordinator == "auto" or max([1, *counts, *hosts]) > 1
@@ -182,7 +182,7 @@ def _watch_others(left: threading.Event) -> None:
         for name, (sign, since) in seen.items():
             if sign != "left" and now - since > _LOST_AFTER:
                 other = name.rpartition("/")[2]
-                end(f"Error: process {own}: process {other} of the run is lost; see what it said, and start again with --resume.")
+                end(f"Error: process {own}: process {other} of the run is lost; see what it said, start all again and resume.")
 
 
 def _join(processes: Processes) -> None:
@@ -198,6 +198,6 @@ def _join(processes: Processes) -> None:
     except Exception as error:  # clusters, sockets and JAX raise whatever they raise
         raise UserError(
             f"the run's processes did not find one another ({reason_of(error)}); "
-            "start all of them, and give each --coordinator, --num-processes and --process-id.",
+            "start all of them, and give each coordinator, num_processes and process_id.",
             "coordinator",
         ) from None

@@ -36,10 +36,10 @@ def test_help_explains_every_option(script, option):
 
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GiB")])
 def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
-    from e4t_jax.cli import shared
+    from e4t_jax.cli.run import Command, run
 
     @dataclasses.dataclass(frozen=True)
-    class Config(shared.Command):
+    class Config(Command):
         """A script."""
 
         batch_size: int = 16
@@ -50,7 +50,7 @@ def test_want_of_memory_names_the_flag_to_lower(monkeypatch, error):
     monkeypatch.setitem(main.__annotations__, "config", Config)
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit, match="out of memory; lower --batch-size"):
-        shared.run(main)
+        run(main)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path):
     source = """
 from dataclasses import dataclass
 import jax
-from e4t_jax.cli.shared import Command, run
+from e4t_jax.cli.run import Command, run
 
 @dataclass(frozen=True)
 class Config(Command):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from e4t_jax.cli.shared import use_all_cores
+from e4t_jax.cli.cores import use_all_cores
 
 WAITS = ("xla_cpu_collective_call_terminate_timeout_seconds", "xla_cpu_collective_timeout_seconds")
 
@@ -21,7 +21,7 @@ def test_devices_wait_for_each_other_for_hours_and_the_users_own_limit_stays(mon
 
 def test_the_backend_knows_these_limits():
     """A flag that it does not know would end the process at its start."""
-    code = "from e4t_jax.cli.shared import use_all_cores; use_all_cores(); import jax; print(jax.device_count())"
+    code = "from e4t_jax.cli.cores import use_all_cores; use_all_cores(); import jax; print(jax.device_count())"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "2"), done.stderr

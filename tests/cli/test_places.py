@@ -3,8 +3,6 @@
 import pytest
 from sandbox import call, make_world, nothing_compiled
 
-from e4t_jax.cli.shared import _one_line
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -62,5 +60,3 @@ def test_a_word_that_is_no_choice_is_said_without_rules(world, tmp_path):
     outcome = call("train-judges", ["--out", tmp_path / "out", "--only", "x"])
     assert outcome.is_one_line and "invalid choice 'x'" in outcome.said and "--only" in outcome.said
     assert "---" not in outcome.said and "───" not in outcome.said
-    rule = "-" * 80
-    assert _one_line(f"title\n{rule}\ninvalid choice 'x'\n{rule}") == "invalid choice 'x'"

@@ -1,4 +1,4 @@
-"""`train.pretrain`, `train.base` and `train.judges`, a few steps each: what they write is read back."""
+"""`e4t pretrain`, `e4t train-base` and `e4t train-judges`, a few steps each: what they write is read back."""
 
 import dataclasses
 import io

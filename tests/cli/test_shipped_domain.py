@@ -1,4 +1,4 @@
-"""`infer.evaluate`, `infer.demo` and a trial on the domain that comes along."""
+"""`e4t evaluate`, `e4t demo` and a trial on the domain that comes along."""
 
 import json
 
@@ -47,12 +47,12 @@ def test_demo_writes_what_it_promises(tmp_path):
 
 @pytest.mark.compiles
 def test_a_trial_tunes_as_the_command_line_does(tmp_path):
-    """The same picture by `train.tune` with its defaults gives the same concept file, byte by byte."""
+    """The same picture by `e4t tune` with its defaults gives the same concept file, byte by byte."""
     from e4t_jax.cli import tune
-    from e4t_jax.creatures.judging.personalisation_trial import held_out, personalise
+    from e4t_jax.creatures.judging.personalisation_trial import held_out, tune_trial
     from e4t_jax.files.domain_files import load_domain
 
-    personalise(load_domain("creatures"), held_out(0, 1, split="validation"), tmp_path / "trial")
+    tune_trial(load_domain("creatures"), held_out(0, 1, split="validation"), tmp_path / "trial")
     name = "validation_0_000"
     tune.main(tune.Config((tmp_path / "trial" / "given" / f"{name}.png",), tmp_path / "cli"))
     written = [folder / f"{name}.safetensors" for folder in (tmp_path / "trial" / "concepts", tmp_path / "cli")]

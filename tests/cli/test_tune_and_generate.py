@@ -1,4 +1,4 @@
-"""`train.tune` and `infer.generate` on a tiny domain: what is written, again, in part and by several processes."""
+"""`e4t tune` and `e4t generate` on a tiny domain: what is written, again, in part and by several processes."""
 
 import json
 

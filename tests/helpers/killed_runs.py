@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from e4t_jax.cli import pretrain
-from e4t_jax.cli.shared import run as run_command
+from e4t_jax.cli.run import run as run_command
 from e4t_jax.testing import write_tiny_world
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Run, TrainState, train

@@ -23,11 +23,12 @@ from e4t_jax import bases
 from e4t_jax import domain as domain_module
 from e4t_jax.bases import StableDiffusion, load_base, open_base
 from e4t_jax.cli import base, cache, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
-from e4t_jax.cli.shared import run
+from e4t_jax.cli.run import run
 from e4t_jax.creatures.judging import judge_stages
 from e4t_jax.creatures.learning import base_stages
 from e4t_jax.errors import UserError
 from e4t_jax.files import domain_files
+from e4t_jax.interop import diffusers
 from e4t_jax.pretraining import encode_once, step
 from e4t_jax.pretraining import pretrain as pretraining
 from e4t_jax.pretraining.encode_once import CacheSettings
@@ -153,7 +154,7 @@ def nothing_compiled():
         (judge_stages, "_labelled_batches", lambda *_: iter(())),
         (judge_stages.losses, "scene_labels", lambda *_: {}),
         (judge_stages.losses, "attribute_labels", lambda *_: {}),
-        (export, "constant_word", constant_word),
+        (diffusers, "constant_word", constant_word),
         (StableDiffusion, "feature_width", property(functools.cache(StableDiffusion.feature_width.func))),
     ]
     before = [(owner, name, owner.__dict__[name]) for owner, name, _ in patches]

@@ -15,7 +15,7 @@ from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import save_concept
 from e4t_jax.files.domain_files import load_domain, save_domain
-from e4t_jax.interop.diffusers import constant_word, lora, merged_base
+from e4t_jax.interop.diffusers import constant_word, export_concept, lora, merged_base
 from e4t_jax.objective import Trainable, effective_unet
 from e4t_jax.offsets import init_factors
 
@@ -276,6 +276,39 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(saved, tmp_path, mon
     with pytest.raises(UserError, match=rf"^Cannot write {tmp_path}/out/[^.][^\n]*: No space left on device[^\n]*$"):
         export.main(exporting(saved, tmp_path / "out", format=form))
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def other_base(base):
+    """A base that does what `base` does, and is none of Stable Diffusion's."""
+    return type("OtherBase", (), {name: getattr(base, name) for name in dir(bases.Base) if not name.startswith("_")})()
+
+
+@pytest.mark.parametrize("form", ["embedding", "lora", "diffusers"])
+def test_what_no_pipeline_takes_is_one_line(domain, concept, tmp_path, form):
+    """A base of another architecture, a concept of another domain, an unknown precision; nothing is written."""
+    other = dataclasses.replace(domain, base=other_base(domain.base))
+    with pytest.raises(UserError, match="domain: creatures is a OtherBase; only concepts on Stable Diffusion can be exported"):
+        export_concept(other, concept, tmp_path / "out", format=form)
+    with pytest.raises(UserError, match="venus was tuned in another domain or on another base"):
+        export_concept(domain, concept._replace(domain="0" * 16), tmp_path / "out", format=form)
+    with pytest.raises(UserError, match="dtype: 'float8' is unknown; choose one of float16, float32"):
+        export_concept(domain, concept, tmp_path / "out", format=form, dtype="float8")
+    with pytest.raises(UserError, match="format: 'onnx' is unknown; choose one of diffusers, lora, embedding"):
+        export_concept(domain, concept, tmp_path / "out", format="onnx")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.compiles
+def test_an_export_from_python_tells_what_it_wrote(domain, concept, tmp_path):
+    from safetensors.numpy import load_file
+
+    exported = export_concept(domain, concept, tmp_path / "lora", format="lora", rank=2, dtype="float32")
+    update = lora(domain, concept, 2)
+    assert exported == (tmp_path / "lora", None, 2, update.error)
+    tensors = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
+    np.testing.assert_equal(tensors, update.tensors)
+    assert export_concept(domain, concept, tmp_path / "word", format="embedding", token="<venus>").token == "<venus>"
+    assert set(load_file(tmp_path / "word" / "learned_embeds.safetensors")) == {"<venus>"}
 
 
 @pytest.mark.compiles

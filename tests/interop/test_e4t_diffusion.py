@@ -15,7 +15,8 @@ from e4t_jax.cli import import_reference
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import load_concept
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.interop.e4t_diffusion import template_of
+from e4t_jax.interop.e4t_diffusion import import_checkpoint
+from e4t_jax.interop.e4t_diffusion.settings import template_of
 from e4t_jax.objective import Trainable, effective_unet
 
 torch = pytest.importorskip("torch")
@@ -159,6 +160,24 @@ def test_a_tuned_checkpoint_becomes_a_concept(reference, tmp_path):
     ours = jax.jit(lambda p: domain.base.denoise(p, z, jnp.asarray(t), text)[0])(unet)
     assert relative_error(ours, output.permute(0, 2, 3, 1)) < 1e-4
     assert domain.generate([concept], ["a photo of *s"], steps=2).shape == (1, 1, 16, 16, 3)
+
+
+@pytest.mark.compiles
+def test_an_import_from_python_returns_what_it_wrote(reference, tmp_path):
+    """Domain and concept as they are read from the files."""
+    folder, _, _ = reference
+    picture = tmp_path / "venus.png"
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (16, 16, 3), np.uint8)).save(picture)
+    imported = import_checkpoint(folder / "tuned", str(folder / "base"), tmp_path / "domain", image=picture)
+    domain = load_domain(imported.folder)
+    assert imported.domain.fingerprint == domain.fingerprint and imported.domain.template == domain.template
+    concept = load_concept(tmp_path / "domain" / "venus.safetensors", domain.fingerprint)
+    assert imported.concept.name == "venus" and imported.concept.scope == concept.scope == "full"
+    np.testing.assert_array_equal(imported.concept.folded, concept.folded)
+    assert imported.notes == ("Read as of OpenCLIP before 2.23, which norms the first token; open_clip chooses the other.",)
+    with pytest.raises(UserError, match="open_clip: '3' is unknown; choose one of before-"):
+        import_checkpoint(folder / "pretrained", str(folder / "base"), tmp_path / "other", open_clip="3")
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_a_checkpoint_lacks_is_said(reference, tmp_path):

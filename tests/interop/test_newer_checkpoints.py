@@ -14,7 +14,7 @@ from e4t_jax.cli import import_reference
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import load_concept
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.interop.e4t_diffusion import read_image_encoder
+from e4t_jax.interop.e4t_diffusion.tensors import read_image_encoder
 from e4t_jax.objective import effective_unet
 
 pytestmark = pytest.mark.skipif(not HAS_TORCH, reason="the formats are PyTorch's")

@@ -193,7 +193,7 @@ def test_a_cache_of_another_base_or_another_clip_is_one_line(world, copied, tmp_
     manifest.write_text(manifest.read_text().replace('"views": 1', '"views": 2'))
     with pytest.raises(UserError, match="was changed since it was written"):
         run_on(world, copied)
-    with pytest.raises(UserError, match=r"nowhere/cache.json does not exist; give a folder that train.cache wrote"):
+    with pytest.raises(UserError, match=r"nowhere/cache.json does not exist; give a folder of encoded pictures"):
         run_on(world, tmp_path / "nowhere")
 
 
@@ -255,7 +255,7 @@ TWO_ROWS_A_SHARD = """
 import sys
 from e4t_jax.pretraining import encode_once
 from e4t_jax.cli import cache
-from e4t_jax.cli.shared import run
+from e4t_jax.cli.run import run
 encode_once._SHARD_ROWS = 2
 run(cache.main, sys.argv[1:])
 """

@@ -14,7 +14,7 @@ import pytest
 from sandbox import open_base_once
 
 from e4t_jax.cli import pretrain as command
-from e4t_jax.cli.shared import run as run_command
+from e4t_jax.cli.run import run as run_command
 from e4t_jax.errors import Stopped, UserError
 from e4t_jax.pretraining import pretrain as pretraining
 from e4t_jax.pretraining import step

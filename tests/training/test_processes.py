@@ -67,11 +67,11 @@ def test_a_process_lost_within_a_save_is_told_as_lost(calls, what, is_lost, kind
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"coordinator": "a:1"}, "process_id: HOST:PORT needs --num-processes and --process-id beside it"),
+        ({"coordinator": "a:1"}, "process_id: HOST:PORT needs num_processes and process_id beside it"),
         ({"coordinator": "a:1", "process_id": 0}, "num_processes: HOST:PORT needs"),
         ({"coordinator": "a", "num_processes": 2, "process_id": 0}, "coordinator: 'a' names no port; give HOST:PORT"),
         ({"coordinator": "a:1", "num_processes": 2, "process_id": 2}, "process_id: 2 is none of 2; count from 0"),
-        ({"num_processes": 2}, "num_processes: it belongs to --coordinator"),
+        ({"num_processes": 2}, "num_processes: it belongs to a coordinator"),
     ],
 )
 def test_what_is_said_by_halves_is_one_line(calls, given, said):
@@ -116,7 +116,7 @@ def test_a_process_without_a_sign_of_life_is_lost_and_one_that_left_is_not(monke
     monkeypatch.setattr(processes, "_LOST_AFTER", 0.1)
     with pytest.raises(SystemExit):
         processes._watch_others(threading.Event())
-    assert said == ["Error: process 0: process 1 of the run is lost; see what it said, and start again with --resume."]
+    assert said == ["Error: process 0: process 1 of the run is lost; see what it said, start all again and resume."]
 
     store.signs, left = {"signs/1": "left"}, threading.Event()
     threading.Timer(0.5, left.set).start()

@@ -1,7 +1,7 @@
 """A trial of personalisation in the drawn world: held-out identities, one picture each, other scenes to draw them in.
 
 It goes the user's way: picture files without mask or caption, `Domain.tune` with its defaults, concept files read back,
-`Domain.generate`. What a trial gives beyond that is named by its `given`.
+`Domain.generate`. For diagnosis, tuning may get the true mask or caption as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -32,6 +32,7 @@ from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER
 
 GALLERY = 64  # identities among which a generated picture must find its own
+Inputs = Literal["picture", "mask", "caption", "both"]  # what tuning gets: the picture alone, with its mask, its caption, or both
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,45 +85,45 @@ def held_out(
     generator = np.random.default_rng([seed, 9])
     order = generator.permutation(len(CONTEXTS))
     asked = np.resize(order[: min(prompts, len(CONTEXTS) - 2)], prompts)
-    given = generator.choice(np.setdiff1d(order, asked), count)
+    shown = generator.choice(np.setdiff1d(order, asked), count)
     styles = np.resize(generator.permutation(len(STYLES)), prompts)
-    shown = generator.integers(0, len(STYLES), count) if any_style else np.zeros(count, int)
+    shown_styles = generator.integers(0, len(STYLES), count) if any_style else np.zeros(count, int)
     identities = take(sample_identities(seed, max(count, GALLERY), split=split), slice(0, count))
-    scenes = sample_scenes(seed, count, split=split, context=given, style=shown, **of_class(kind))
+    scenes = sample_scenes(seed, count, split=split, context=shown, style=shown_styles, **of_class(kind))
     pictures, masks = render(identities, scenes)
-    captions = [sentence(int(style), PLACEHOLDER, int(place), [], named=True) for style, place in zip(shown, given, strict=True)]
+    pairs = zip(shown_styles, shown, strict=True)
+    captions = [sentence(int(style), PLACEHOLDER, int(context), [], named=True) for style, context in pairs]
     return Trial(seed, split, kind, identities, pictures, masks, captions, asked, styles)
 
 
-def write_pictures(trial: Trial, folder: Path, given: str) -> list[Path]:
-    """The pictures as PNG files, with NAME.mask.png beside them where masks are `given`."""
+def write_pictures(trial: Trial, folder: Path, inputs: Inputs) -> list[Path]:
+    """The pictures as PNG files, with NAME.mask.png beside them where masks are among the `inputs`."""
     paths = [folder / f"{name}.png" for name in trial.names]
     for path, picture, mask in zip(paths, trial.pictures, trial.masks, strict=True):
         write_file(path, encode_png(picture))
         sidecar = path.with_name(f"{path.stem}.mask.png")
-        sidecar.unlink(missing_ok=True)  # of an earlier trial that was told more
-        if given in ("mask", "both"):
+        sidecar.unlink(missing_ok=True)  # of an earlier trial with masks
+        if inputs in ("mask", "both"):
             write_file(sidecar, encode_png(mask))
     return paths
 
 
-def personalise(
+def tune_trial(
     domain: Domain,
     trial: Trial,
     folder: Path,
     settings: TuneSettings | None = None,
     *,
-    given: str = "picture",
+    inputs: Inputs = "picture",
     warm: bool = False,
     track: Track = iter,
 ) -> tuple[list[Concept], dict[str, float]]:
     """Concepts as a user gets them, by way of files in `folder`; what they took in seconds and bytes.
 
-    `given` names what is told beyond the picture: "picture" (nothing), "mask", "caption" or "both". `warm` tunes a first chunk
-    for nothing, so that compilation does not count.
+    With `warm`, a first call is tuned before the clock starts, so that compilation does not count.
     """
-    paths = write_pictures(trial, folder / "given", given)
-    captions = trial.captions if given in ("caption", "both") else None
+    paths = write_pictures(trial, folder / "given", inputs)
+    captions = trial.captions if inputs in ("caption", "both") else None
     if warm:
         next(domain.tune_many(paths, settings, caption=captions))
     began = time.perf_counter()
@@ -137,7 +138,7 @@ def personalise(
 def judge_pictures(
     domain: Domain, judges: dict, trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]
 ) -> dict[str, Any]:
-    """What the judges and the base's own CLIP say of the pictures drawn for a trial."""
+    """The measures of the pictures drawn for a trial, by the judges and by the base's own CLIP."""
     count, prompts = images.shape[:2]
     flat = as_floats(images.reshape(-1, *images.shape[2:]))
     who = np.repeat(np.arange(count), prompts)

@@ -22,7 +22,7 @@ import numpy as np
 from e4t_jax import bases
 from e4t_jax.bases import Base, Params, StableDiffusion
 from e4t_jax.creatures.judging.judges import judge, load_judges
-from e4t_jax.creatures.judging.personalisation_trial import held_out, judge_pictures, personalise
+from e4t_jax.creatures.judging.personalisation_trial import held_out, judge_pictures, tune_trial
 from e4t_jax.creatures.world.attributes import BODY_HUES, CONTEXTS, EYES, STYLES
 from e4t_jax.creatures.world.captions import EYE_WORDS, describe, sentence
 from e4t_jax.creatures.world.pictures import as_floats, records
@@ -95,7 +95,7 @@ def described_attributes(base: StableDiffusion, params: Params, count: int) -> d
     """
     domain, trial = untrained_domain(base, params), held_out(3, count, split="validation")
     with tempfile.TemporaryDirectory() as folder:
-        concepts, _ = personalise(domain, trial, Path(folder), TuneSettings(steps=0), given="caption")
+        concepts, _ = tune_trial(domain, trial, Path(folder), TuneSettings(steps=0), inputs="caption")
     told = describe(trial.identities)
     ids = [[base.tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in row] for row in told.parts.tolist()]
     parts = base.look_up(params["text_encoder"], jnp.asarray(ids))
@@ -113,5 +113,5 @@ def reachable_identity(base: Base, params: Params, count: int, steps: int, track
     wrap = partial(track, description="reach")
     with tempfile.TemporaryDirectory() as folder:
         settings = dataclasses.replace(_REACH, steps=steps)
-        concepts, _ = personalise(domain, trial, Path(folder), settings, given="caption", track=wrap)
+        concepts, _ = tune_trial(domain, trial, Path(folder), settings, inputs="caption", track=wrap)
     return judge_pictures(domain, load_judges(), trial, domain.generate(concepts, trial.prompts))["identity_top1"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental import compilation_cache as kept
 
-from e4t_jax.cli.shared import forget_unfinished_programs
+from e4t_jax.cli.compiled_cache import forget_unfinished_programs
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""Checkpoints of the public PyTorch implementation (mkshing/e4t-diffusion) as encoder, offsets and image encoder of ours.
+"""The tensors of a checkpoint as encoder, offsets and image encoder.
 
-Its encoder is another than the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
+The public encoder differs from the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
 (`Base.see`, kinds "bicubic-tokens" and "bicubic-normed-tokens"). Its offset networks become rank-3 factors, exactly (`offsets`).
 """
 
@@ -13,65 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from e4t_jax.bases import Params, torch_name
-from e4t_jax.bases.stable_diffusion.names import to_torch
+from e4t_jax.bases import Params
 from e4t_jax.errors import UserError
 from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
-from e4t_jax.templates import templates
-from e4t_jax.words import PLACEHOLDER
 
 State = Mapping[str, np.ndarray]
 _network_factors = jax.jit(factors_of_network)
-_HALF = 2e-3  # what half precision may lose of the largest entry, twice
-# Its lists of prompts by name, and the kind of captions of ours that each is.
-_TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
-_TOKENS = {"face": "face", "art": "art", "style": "art"}
-
-
-def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of pretraining, which the public code's inference reads: a tuned checkpoint's are nested in its own."""
-    nested = settings.get("pretrained_args")
-    return {**settings, **(nested if isinstance(nested, dict) else {})}
-
-
-def template_of(prompt_template: str | None, domain_token: str) -> tuple[str, bool]:
-    """The kind of captions (`prompts.TEMPLATES`) nearest to a checkpoint's prompts, and whether it holds them.
-
-    One prompt of its own has no list here: the kind is then the domain word's where that list holds the prompt, or another that
-    does.
-    """
-    if prompt_template in _TEMPLATES:
-        return _TEMPLATES[prompt_template], True
-    kind = _TOKENS.get(domain_token, "object")
-    if prompt_template is None:
-        return kind, True
-    prompt = prompt_template.replace("{placeholder_token}", PLACEHOLDER)
-    holding = [name for name in (kind, "object", "face", "art", "neutral") if prompt in templates(name)]
-    if holding:
-        return holding[0], True
-    return ("art" if "style" in prompt else kind), False
-
-
-def differs(state: State, text_encoder: Params) -> str | None:
-    """The first weight of a checkpoint's text encoder that is not the base's, to half precision; None where all are.
-
-    A word of its own that the public code adds for the placeholder, after all others, is no difference.
-    """
-    for path, leaf in sorted(flatten_dict(text_encoder["text_model"], sep="/").items()):
-        name = f"text_model.{torch_name('text_encoder', path)}"
-        stored = state.get(name, state.get(name.removeprefix("text_model.")))
-        if stored is None:
-            return name
-        ours = to_torch(path, np.asarray(leaf, np.float32))
-        theirs = np.asarray(stored, np.float32)
-        theirs = theirs[: len(ours)] if path.endswith("token_embedding/embedding") else theirs
-        if theirs.shape != ours.shape or np.abs(theirs - ours).max() > _HALF * max(1e-3, np.abs(ours).max()):
-            return name
-    return None
-
-
+# Field of `OffsetNetwork` -> the tensor's name after its owner's.
 _NETWORK = {
     "v": "v",
     "linear1_weight": "linear1.weight",
@@ -146,7 +95,7 @@ def read_encoder(state: State, file: str) -> Params:
 def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(configuration, tensors) in transformers' names of the OpenCLIP tower inside a checkpoint's encoder.
 
-    `model` is what its settings call the tower.
+    `model` is what the checkpoint's settings call the tower.
 
     Errors: `UserError` for a tower that lacks a part.
     """
@@ -155,9 +104,6 @@ def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, A
     if patches.ndim != 4:
         raise UserError(f"{file}: clip_vision.conv1.weight is no convolution; give a checkpoint of the public E4T implementation.")
     width, _, patch, _ = patches.shape
-    # The weights that OpenAI trained have an activation of their own. None of its towers is wider than 1024: of a wider one, the
-    # settings hold a default that the public code never read.
-    activation = "quick_gelu" if "openai" in model and width <= 1024 else "gelu"
     tensors = {
         "embeddings.patch_embedding.weight": patches,
         "embeddings.class_embedding": take(tower, "class_embedding", file),
@@ -168,13 +114,7 @@ def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, A
         tensors[f"post_layernorm.{leaf}"] = take(tower, f"ln_post.{leaf}", file)
     layers = sum(name.endswith("ln_1.weight") for name in tower)
     for index in range(layers):
-        theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
-        for leaf in ("weight", "bias"):
-            for open_clip, name in _VISION.items():
-                tensors[f"{ours}.{name}.{leaf}"] = take(tower, f"{theirs}.{open_clip}.{leaf}", file)
-            thirds = np.split(take(tower, f"{theirs}.attn.in_proj_{leaf}", file), 3)
-            for letter, third in zip("qkv", thirds, strict=True):
-                tensors[f"{ours}.self_attn.{letter}_proj.{leaf}"] = third
+        tensors |= _vision_layer(tower, index, file)
     config = {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
@@ -185,6 +125,21 @@ def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, A
         "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),
         "patch_size": patch,
         "image_size": patch * round((len(tensors["embeddings.position_embedding.weight"]) - 1) ** 0.5),
-        "hidden_act": activation,
+        # The weights that OpenAI trained have an activation of their own. None of its towers is wider than 1024: of a wider one,
+        # the settings hold a default that the public code never read.
+        "hidden_act": "quick_gelu" if "openai" in model and width <= 1024 else "gelu",
     }
     return config, {f"vision_model.{name}": np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+
+def _vision_layer(tower: State, index: int, file: str) -> dict[str, np.ndarray]:
+    """The tensors of one layer of the tower in transformers' names; queries, keys and values are one tensor in OpenCLIP."""
+    theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
+    tensors = {}
+    for leaf in ("weight", "bias"):
+        for open_clip, name in _VISION.items():
+            tensors[f"{ours}.{name}.{leaf}"] = take(tower, f"{theirs}.{open_clip}.{leaf}", file)
+        thirds = np.split(take(tower, f"{theirs}.attn.in_proj_{leaf}", file), 3)
+        for letter, third in zip("qkv", thirds, strict=True):
+            tensors[f"{ours}.self_attn.{letter}_proj.{leaf}"] = third
+    return tensors

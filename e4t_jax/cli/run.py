@@ -1,0 +1,125 @@
+"""What every command shares: typed arguments, and one clear line for a user's mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_type_hints
+
+import tyro
+
+from e4t_jax.checks import check_ranges
+from e4t_jax.cli.compiled_cache import keep_compiled_programs
+from e4t_jax.cli.parse_errors import line_of_box, unknown_words
+from e4t_jax.errors import UserError
+
+# Settings that a command takes whole, as if their fields were its own.
+Inline = tyro.conf.arg(name="")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """Options that all commands share."""
+
+    cache: bool = True
+    """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkCommand(Command):
+    """Options of the commands that run the networks."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What the networks compute in, and what their kernels lie in; auto: bfloat16 on an accelerator, float32 on a CPU. What learns,
+    norms and results are float32."""
+    remat: Literal["auto", "none", "blocks"] = "auto"
+    """What is computed again for the gradient rather than kept: nothing, or every block of the networks (less memory); auto: blocks
+    on an accelerator, nothing on a CPU."""
+    attention: Literal["auto", "xla"] = "auto"
+    """The platform's own attention kernel where it has one, or the plain form everywhere."""
+
+    def policy(self, on_accelerator: bool | None = None) -> dict[str, str]:
+        """How the networks compute, as `load_base` takes it; "auto" is resolved by the devices at hand where not said."""
+        import jax
+
+        accelerated = jax.default_backend() != "cpu" if on_accelerator is None else on_accelerator
+        dtype, remat = ("bfloat16", "blocks") if accelerated else ("float32", "none")
+        return {
+            "dtype": dtype if self.dtype == "auto" else self.dtype,
+            "remat": remat if self.remat == "auto" else self.remat,
+            "attention": self.attention,
+        }
+
+
+def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, program: str | None = None) -> None:
+    """Reads the command line into `main`'s one dataclass argument and calls it; a mistake ends with one line and status 1."""
+    import jax
+
+    from e4t_jax.training.processes import end
+
+    config_type = get_type_hints(main, include_extras=True)["config"]
+    config = parse(config_type, arguments, program)
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # a line, without the place in the source
+    if config.cache:
+        keep_compiled_programs()
+    try:
+        check_ranges(config)
+        main(config)
+    except UserError as error:
+        end(f"Error: {in_flags(error, config_type)}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        end(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
+    except OSError as error:
+        # Whatever no file's own reader or writer foresaw.
+        where = f"{str(error.filename)[:200]}: " if error.filename else ""
+        end(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
+    except KeyboardInterrupt:
+        end("Stopped.")
+
+
+def parse(config_type: type, arguments: Sequence[str] | None, program: str | None) -> Any:
+    """The configuration that a command line asks for; what it cannot read ends with one line and status 1, as all mistakes do."""
+    report = io.StringIO()
+    config: Any
+    try:
+        with contextlib.redirect_stderr(report):
+            config, unknown = tyro.cli(
+                config_type, description=config_type.__doc__, args=arguments, prog=program, return_unknown_args=True
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        sys.exit(f"Error: {line_of_box(report.getvalue())}; see --help.")
+    if unknown:
+        sys.exit(f"Error: {unknown_words(unknown)}; see --help.")
+    return config
+
+
+def in_flags(error: UserError, config_type: type) -> str:
+    """The message with the argument as this command's flag, where it has one."""
+    if error.argument not in _field_names(config_type):
+        return str(error)
+    return f"--{error.argument.replace('_', '-')}: {error.message}"
+
+
+def _field_names(config_type: type) -> list[str]:
+    """The command's options, those of settings that it takes whole among them."""
+    hints = get_type_hints(config_type)
+    names: list[str] = []
+    for field in dataclasses.fields(config_type):
+        kind = hints[field.name]
+        names += _field_names(kind) if dataclasses.is_dataclass(kind) and isinstance(kind, type) else [field.name]
+    return names
+
+
+def _lowers_memory(config_type: type) -> str:
+    """The flags of this command that memory grows with."""
+    names = _field_names(config_type)
+    flags = [name for name in ("batch_size", "concepts", "images", "prompts") if name in names]
+    return " or ".join(f"--{flag.replace('_', '-')}" for flag in flags) or "the size of the model"

@@ -1,0 +1,84 @@
+"""The settings of a checkpoint (config.json) in terms of this library."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from e4t_jax import bases
+from e4t_jax.checks import RANGES
+from e4t_jax.errors import UserError, shortened
+from e4t_jax.templates import templates
+from e4t_jax.words import PLACEHOLDER
+
+# The public code's lists of prompts by name, and the kind of captions here that each is.
+_TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
+_TOKENS = {"face": "face", "art": "art", "style": "art"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+    """What a checkpoint was pretrained with, and whether it was tuned on a picture since."""
+
+    is_tuned: bool
+    domain_token: str
+    scale: float
+    regularisation: float
+    prompt: str | None  # one prompt, or the name of a list of them
+    template: str  # the kind of captions nearest to it
+    holds_prompt: bool  # whether that kind holds the prompt
+    image_encoder: str  # the name of the OpenCLIP tower
+
+
+def read_settings(file: Path) -> CheckpointSettings:
+    """The settings of pretraining, which the public code's inference reads: a tuned checkpoint's are nested in its own.
+
+    Errors: `UserError` for a file that is missing or no JSON, and for settings that are missing, of the wrong kind or out of range.
+    """
+    own = bases.read_json(file)
+    nested = own.get("pretrained_args")
+    settings = {**own, **(nested if isinstance(nested, dict) else {})}
+    token = settings.get("domain_class_token")
+    if not isinstance(token, str):
+        raise UserError(f"{file} lacks domain_class_token; give a checkpoint of the public code.")
+    prompt = settings.get("prompt_template")
+    if not isinstance(prompt, str | None):
+        raise UserError(f"{file}: prompt_template = {shortened(prompt)} is no prompt; give a checkpoint of the public code.")
+    template, holds_prompt = template_of(prompt, token)
+    return CheckpointSettings(
+        is_tuned="pretrained_args" in own,
+        domain_token=token,
+        scale=_number(file, settings, "domain_embed_scale", "scale", 0.1),
+        regularisation=_number(file, settings, "reg_lambda", "regularisation", 0.01),
+        prompt=prompt,
+        template=template,
+        holds_prompt=holds_prompt,
+        image_encoder=str(settings.get("clip_model_name_or_path")),
+    )
+
+
+def template_of(prompt: str | None, domain_token: str) -> tuple[str, bool]:
+    """The kind of captions (`templates.TEMPLATES`) nearest to a checkpoint's prompts, and whether it holds them.
+
+    For a single prompt, that is the kind of the domain's word, or another one that holds the prompt.
+    """
+    if prompt in _TEMPLATES:
+        return _TEMPLATES[prompt], True
+    kind = _TOKENS.get(domain_token, "object")
+    if prompt is None:
+        return kind, True
+    spoken = prompt.replace("{placeholder_token}", PLACEHOLDER)
+    holding = [name for name in (kind, "object", "face", "art", "neutral") if spoken in templates(name)]
+    if holding:
+        return holding[0], True
+    return ("art" if "style" in spoken else kind), False
+
+
+def _number(file: Path, settings: Mapping[str, Any], name: str, ours: str, default: float) -> float:
+    """A number of the settings; `ours` is the argument whose range it must be in."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in RANGES[ours]:
+        raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {RANGES[ours]}.")
+    return float(value)
