@@ -7,7 +7,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
 
-.PHONY: setup demo test test-fast test-full fuzz newest test-newest wheel lint base judges pretrain pretrain-fish evaluate bench clean
+.PHONY: setup demo test test-fast test-full fuzz newest test-newest test-flax wheel lint base judges pretrain pretrain-fish evaluate bench clean
 
 setup: $(STAMP)
 
@@ -47,6 +47,12 @@ test-newest: newest ## the tests without pins and without PyTorch, on that Pytho
 	.venv-newest/bin/python -m pip check
 	.venv-newest/bin/python -m pytest $(PARALLEL) $(if $(FAST),-m "not slow and not compiles")
 
+test-flax: ## the last Flax classes of diffusers and transformers as witnesses, in an environment of their own
+	$(PYTHON) -m venv .venv-flax
+	grep -vE "^(diffusers|transformers|tokenizers|huggingface_hub)==" constraints.txt > .venv-flax/constraints.txt
+	.venv-flax/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-flax/constraints.txt -e ".[test-flax]"
+	.venv-flax/bin/python -m pytest tests/flax_witness
+
 wheel: setup ## build the package, install it elsewhere, use it from an empty folder
 	rm -rf build dist .venv-wheel
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
@@ -81,4 +87,4 @@ evaluate: setup ## measure five steps on 64 held-out creatures
 	$(BIN)/python -m infer.evaluate
 
 clean:
-	rm -rf .venv .venv-newest .venv-wheel outputs build dist *.egg-info
+	rm -rf .venv .venv-newest .venv-flax .venv-wheel outputs build dist *.egg-info

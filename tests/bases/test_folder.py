@@ -96,6 +96,15 @@ def test_older_names_of_the_vae_are_known(base_and_params, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, params["vae"])
 
 
+@pytest.mark.parametrize(("part", "tower"), [("text_encoder", "text_model."), ("image_encoder", "vision_model.")])
+def test_a_tower_that_transformers_5_wrote_alone_is_known(base_and_params, tmp_path, part, tower):
+    """Its names begin without the tower's own."""
+    base, params = base_and_params
+    tensors = {name.removeprefix(tower): value for name, value in tensors_of(params, part, np.float32).items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, bases.load_part(tmp_path, part, base.param_shapes()[part]), params[part])
+
+
 @pytest.mark.compiles
 def test_a_whole_clip_model_serves_as_image_encoder(base_and_params, tmp_path):
     """CLIP's repositories hold both halves in one file, the configurations nested."""
@@ -115,7 +124,7 @@ def test_a_whole_clip_model_serves_as_image_encoder(base_and_params, tmp_path):
     mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
     pixels = torch.tensor(((pictures + 1) / 2 - mean) / deviation, dtype=torch.float32).permute(0, 3, 1, 2)
     with torch.no_grad():
-        theirs = model.get_image_features(pixel_values=pixels).numpy()
+        theirs = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
     np.testing.assert_allclose(
         loaded.embed_image(weights["image_encoder"], jnp.asarray(pictures)), theirs, atol=1e-4 * np.abs(theirs).max()
     )
@@ -212,13 +221,17 @@ def test_a_byte_that_flips_is_noticed_in_every_file_of_weights_and_words(folder)
 
 @pytest.mark.compiles
 def test_checksums_are_nothing_to_pytorch(folder, tmp_path):
-    """Both pipeline classes load the folder, with the text encoder's own class; what they write again is a base again."""
+    """Both pipeline classes load the half-precision folder and draw, the text encoder of its own class, all in float32.
+
+    What they write again is a base again.
+    """
     diffusers = pytest.importorskip("diffusers")
     torch = pytest.importorskip("torch")
     for kind in (diffusers.DiffusionPipeline, diffusers.StableDiffusionPipeline):
         pipeline = kind.from_pretrained(folder)
         assert type(pipeline).__name__ == "StableDiffusionPipeline"
         assert type(pipeline.text_encoder).__name__ == "CLIPTextModel"
+        assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
     base, params = bases.load_folder(folder)
     assert "text_projection" in params["text_encoder"]
     ids = np.asarray(base.tokenizer(["a red creature"], padding="max_length").input_ids)

@@ -13,6 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from tiny_networks import (
+    CLIPS,
+    HOW,
+    IDS,
+    IMAGES,
+    PIXELS,
+    UNET,
+    UNETS,
+    VAE,
+    VAES,
+    draw,
+    random_params,
+    relative,
+    run_once,
+    shapes_of,
+    unet_inputs,
+)
 
 from e4t_jax.bases import Weights, fill_part, torch_name
 from e4t_jax.bases.stable_diffusion import Policy, check_config, layers, module_of
@@ -20,81 +37,14 @@ from e4t_jax.bases.stable_diffusion.attention import attend
 from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.errors import UserError
 
-UNET = {
-    "sample_size": 8,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [32, 64],
-    "layers_per_block": 1,
-    "cross_attention_dim": 12,
-    "attention_head_dim": 4,
-}
-UNETS = {
-    "sd1": {},
-    "sd2": {"attention_head_dim": [2, 4], "use_linear_projection": True},
-    "groups of 8, gelu": {"norm_num_groups": 8, "act_fn": "gelu"},
-    "groups of 16": {"norm_num_groups": 16, "layers_per_block": 2, "norm_eps": 1e-3, "act_fn": "mish"},
-    "other times": {"flip_sin_to_cos": False, "freq_shift": 1, "downsample_padding": 0, "mid_block_scale_factor": 2.0},
-    "deeper": {"transformer_layers_per_block": 2, "attention_head_dim": 2},
-}
-VAES = {
-    "sd": {},
-    "groups of 16, gelu": {"norm_num_groups": 16, "act_fn": "gelu", "layers_per_block": 2, "latent_channels": 8},
-}
-VAE = {
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-    "block_out_channels": [16, 32],
-    "norm_num_groups": 8,
-}
-CLIP = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-CLIPS = {"quick_gelu": {}, "gelu": {"hidden_act": "gelu", "layer_norm_eps": 1e-3, "num_attention_heads": 4}}
-TEXT = {**CLIP, "vocab_size": 50, "max_position_embeddings": 9, "bos_token_id": 48, "eos_token_id": 49, "projection_dim": 8}
-VISION = {**CLIP, "image_size": 12, "patch_size": 4, "projection_dim": 8}
-HOW = {"unet": (UNETS, UNET), "vae": (VAES, VAE), "text_encoder": (CLIPS, TEXT), "image_encoder": (CLIPS, VISION)}
-
-
-# Compiled in a hurry: each program here runs once.
-HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def run_once(function, *args):
-    return jax.jit(function).lower(*args).compile(compiler_options=HURRY)(*args)
-
-
-def draw(seed, *shape):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def unet_inputs(config, batch=2):
-    size, channels = config["sample_size"], config.get("in_channels", 4)
-    t = jnp.linspace(3, 900, batch).astype(jnp.int32)
-    return draw(0, batch, size, size, channels), t, draw(1, batch, 5, config["cross_attention_dim"])
-
-
-IDS = np.array([[48, 3, 9, 49, 49, 49, 49, 49, 49], [48, 7, 7, 1, 2, 3, 4, 5, 49]])
-IMAGES = draw(2, 2, 16, 16, 3)
-PIXELS = draw(3, 2, 12, 12, 3)
-
-
-def shapes_of(part, config, policy=Policy()):  # noqa: B008, frozen
-    module, key = module_of(part, config, policy), jax.random.key(0)
-    inputs = {
-        "unet": lambda: module.init(key, *unet_inputs(config)),
-        "vae": lambda: module.init(key, IMAGES),
-        "text_encoder": lambda: module.init(key, jnp.asarray(IDS), method="read"),
-        "image_encoder": lambda: module.init(key, PIXELS, method="pool"),
-    }
-    return jax.eval_shape(inputs[part])["params"]
-
 
 def torch_model(part, config):
     diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
     kinds = {
         "unet": lambda: diffusers.UNet2DConditionModel(**config),
         "vae": lambda: diffusers.AutoencoderKL(**config),
-        "text_encoder": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)),
-        "image_encoder": lambda: transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config)),
+        "text_encoder": lambda: transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config)),
+        "image_encoder": lambda: transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config)),
     }
     return kinds[part]().eval()
 
@@ -109,10 +59,11 @@ class Pair:
         self.module, self.theirs = module_of(part, self.config), torch_model(part, self.config)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            for name, weight in self.theirs.named_parameters():
+            for weight in self.theirs.parameters():
                 # Larger biases and scales than at the start of a training, lest a swap of two of them go unnoticed.
-                weight.add_(0.05 * torch.randn(weight.shape, generator=generator)) if weight.ndim > 0 else name
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
         named = {name: weight.detach().numpy() for name, weight in self.theirs.named_parameters()}
+        named.pop({"text_encoder": "text_projection.weight", "image_encoder": "visual_projection.weight"}.get(part), None)
         self.shapes = shapes_of(part, self.config)
         self.names = {path: torch_name(part, path) for path in flatten_dict(self.shapes, sep="/")}
         assert sorted(self.names.values()) == sorted(named)
@@ -144,12 +95,6 @@ class Pair:
             grad = np.zeros_like(flat[path]) if grad is None else grad.numpy()
             # Over the entries of the weight, or of all weights where its own gradient is zero but for rounding.
             assert np.abs(flat[path] - grad).max() < tolerance * max(np.abs(grad).max(), 1e-2 * largest), path
-
-
-def relative(ours, theirs):
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    return np.abs(ours - theirs).max() / np.abs(theirs).max()
 
 
 def nchw(x):
@@ -212,7 +157,7 @@ def test_text_tower_is_pytorchs(variant):
         return states, pair.module.pool(states, jnp.asarray(IDS))
 
     def their_run(text):
-        outputs = text(torch.tensor(IDS))
+        outputs = text.text_model(torch.tensor(IDS))
         return outputs.last_hidden_state, outputs.pooler_output
 
     pair.check(run, their_run)
@@ -239,74 +184,10 @@ def test_vision_tower_is_pytorchs(variant):
         return *states, pair.module.apply({"params": params}, PIXELS, method="pool")
 
     def their_run(vision):
-        outputs = vision(nchw(PIXELS), output_hidden_states=True)
+        outputs = vision.vision_model(nchw(PIXELS), output_hidden_states=True)
         return *outputs.hidden_states, outputs.pooler_output
 
     pair.check(run, their_run)
-
-
-def random_params(shapes, seed=0):
-    leaves, tree = jax.tree.flatten(shapes)
-    values = [draw(seed + i, *leaf.shape) * max(1, np.prod(leaf.shape[:-1])) ** -0.5 for i, leaf in enumerate(leaves)]
-    return jax.tree.unflatten(tree, values)
-
-
-@pytest.mark.compiles
-@pytest.mark.parametrize("variant", ["sd1", "sd2", "deeper"])
-def test_unet_is_the_flax_class_of_diffusers(variant, monkeypatch):
-    """Same tree; relative 1e-4 once their two deviations from PyTorch are taken over: GELU by tanh, and ε before transformers."""
-    module = pytest.importorskip("diffusers.models.unets.unet_2d_condition_flax")
-    monkeypatch.setattr("e4t_jax.bases.stable_diffusion.unet.gelu", jax.nn.gelu)  # by tanh
-    monkeypatch.setattr("e4t_jax.bases.stable_diffusion.unet._TRANSFORMER_EPSILON", 1e-5)
-    config = {**UNET, **UNETS[variant]}
-    inputs = unet_inputs(config)
-    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    theirs = module.FlaxUNet2DConditionModel(**frozen)
-    shapes = shapes_of("unet", config)
-    z = inputs[0].transpose(0, 3, 1, 2)
-    tree = jax.eval_shape(lambda: theirs.init(jax.random.key(0), z, *inputs[1:]))["params"]
-    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
-    params = random_params(shapes)
-    ours = run_once(module_of("unet", config).apply, {"params": params}, *inputs)[0]
-    expected = run_once(lambda variables, *given: theirs.apply(variables, *given).sample, {"params": params}, z, *inputs[1:])
-    assert relative(ours, expected.transpose(0, 2, 3, 1)) < 1e-4
-
-
-def test_vae_is_the_flax_class_of_diffusers():
-    """Same tree, relative 1e-4."""
-    module = pytest.importorskip("diffusers.models.vae_flax")
-    config = VAE
-    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in config.items()}
-    theirs, images = module.FlaxAutoencoderKL(**frozen), IMAGES.transpose(0, 3, 1, 2)
-    shapes = shapes_of("vae", config)
-    tree = jax.eval_shape(lambda: theirs.init(jax.random.key(0), images))["params"]
-    assert jax.tree.map(jnp.shape, tree) == jax.tree.map(jnp.shape, shapes)
-    params = random_params(shapes)
-    ours = run_once(module_of("vae", config).apply, {"params": params}, IMAGES)
-    expected = run_once(lambda variables: theirs.apply(variables, images).sample, {"params": params})
-    assert relative(ours, expected.transpose(0, 2, 3, 1)) < 1e-4
-
-
-@pytest.mark.compiles
-def test_clip_is_the_flax_class_of_transformers():
-    """Both towers: same trees, relative 1e-4."""
-    module = pytest.importorskip("transformers.models.clip.modeling_flax_clip")
-    from transformers import CLIPTextConfig, CLIPVisionConfig
-
-    key, places = jax.random.key(0), jnp.arange(IDS.shape[1])[None]
-    text, vision = module.FlaxCLIPTextModule(CLIPTextConfig(**TEXT)), module.FlaxCLIPVisionModule(CLIPVisionConfig(**VISION))
-    for part, config, init in (
-        ("text_encoder", TEXT, lambda: text.init(key, IDS, None, places)),
-        ("image_encoder", VISION, lambda: vision.init(key, PIXELS)),
-    ):
-        shapes = shapes_of(part, config)
-        assert jax.tree.map(jnp.shape, jax.eval_shape(init)["params"]) == jax.tree.map(jnp.shape, shapes)
-        variables, ours = {"params": random_params(shapes)}, module_of(part, config)
-        if part == "text_encoder":
-            expected = text.apply(variables, IDS, None, places).last_hidden_state
-            assert relative(ours.apply(variables, IDS, method="read"), expected) < 1e-4
-        else:
-            assert relative(ours.apply(variables, PIXELS, method="pool"), vision.apply(variables, PIXELS).pooler_output) < 1e-4
 
 
 SHALLOW = {

@@ -120,7 +120,9 @@ def test_every_scope_starts_where_the_domain_is(domain, scope):
     assert all(np.all(part["columns"] == 0) for part in trainable.factors.values())
     assert trainable.residual is None or np.all(trainable.residual == 0)
     assert trainable.encoder is (None if scope == "compact" else domain.encoder)
-    assert trainable.unet is (domain.params["unet"] if scope == "full" else None)
+    assert (trainable.unet is not None) == (scope == "full")
+    if scope == "full":
+        jax.tree.map(np.testing.assert_array_equal, trainable.unet, domain.params["unet"])
 
 
 def test_unknown_scope_is_refused(domain):

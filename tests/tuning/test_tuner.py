@@ -9,7 +9,7 @@ from concept_numbers import numbers
 
 from e4t_jax.errors import UserError
 from e4t_jax.tuning import batching
-from e4t_jax.tuning.batching import Chunks
+from e4t_jax.tuning.batching import Batch
 from e4t_jax.tuning.tuner import Tuner, call_size
 
 FEW = {"steps": 1, "caption": "a photo of *s"}  # what compiles soonest
@@ -20,13 +20,13 @@ compiles = pytest.mark.compiles
 @pytest.fixture
 def calls(monkeypatch):
     """(size, pictures) of every call of a program."""
-    made, run = [], Chunks.run
+    made, run = [], Batch.run
 
     def noted(self, rows):
         made.append((self.size, len(rows)))
         return run(self, rows)
 
-    monkeypatch.setattr(Chunks, "run", noted)
+    monkeypatch.setattr(Batch, "run", noted)
     return made
 
 
@@ -73,7 +73,7 @@ def test_what_fails_fails_alone(domain, tmp_path, monkeypatch):
             broken.result()
         assert all(future.result() for future in whole)
         with monkeypatch.context() as patch:
-            patch.setattr(Chunks, "run", lambda self, rows: 1 / 0)
+            patch.setattr(Batch, "run", lambda self, rows: 1 / 0)
             for future in [tuner.submit(picture) for picture in PICTURES[:2]]:
                 assert isinstance(future.exception(), ZeroDivisionError)
         assert tuner.submit(PICTURES[0]).result()
@@ -95,7 +95,7 @@ def test_closing_answers_all_that_wait(domain, calls, cores):
 @compiles
 def test_who_does_not_want_to_wait_may_cancel(domain, monkeypatch):
     """One by one while another is tuned; and all that wait when an error leaves the block."""
-    begun, free, run = threading.Event(), threading.Event(), Chunks.run
+    begun, free, run = threading.Event(), threading.Event(), Batch.run
 
     def held(self, rows):
         begun.set()
@@ -104,7 +104,7 @@ def test_who_does_not_want_to_wait_may_cancel(domain, monkeypatch):
 
     def closing():
         with Tuner(domain, max_batch=2, **FEW) as tuner:
-            monkeypatch.setattr(Chunks, "run", held)
+            monkeypatch.setattr(Batch, "run", held)
             promised.append(tuner.submit(PICTURES[0]))
             begun.wait()
             promised.extend(tuner.submit(picture) for picture in PICTURES[1:])

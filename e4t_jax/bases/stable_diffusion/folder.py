@@ -26,7 +26,7 @@ from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
 from e4t_jax.bases.protocol import LoadedBase, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
-from e4t_jax.bases.stable_diffusion.names import from_torch, older_name, to_torch, torch_name
+from e4t_jax.bases.stable_diffusion.names import from_torch, other_name, to_torch, torch_name
 from e4t_jax.bases.stable_diffusion.policy import Policy
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
@@ -73,6 +73,8 @@ def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: An
             config = {"_class_name": kind, **config}
         else:
             config = {"model_type": "clip_text_model" if part == "text_encoder" else "clip_vision_model", **config}
+            # In what a pipeline computes that is not told: transformers 5 would take the file's dtype, diffusers takes float32.
+            config["dtype"] = "float32"
         index[part] = [library, kind]
         write_json(folder / part / "config.json", config)
     write_json(folder / "scheduler" / "scheduler_config.json", dict(base.scheduler))
@@ -236,7 +238,8 @@ def _fill_part(weights: Weights, part: str, shapes: Params, *, sampled: bool) ->
     loaded, samples = {}, {}
     for path, promised in flatten_dict(shapes, sep="/").items():
         name = path if weights.flax else torch_name(part, path)
-        name = name if name in weights.read else older_name(name)
+        if name not in weights.read and other_name(name) in weights.read:
+            name = other_name(name)
         if name not in weights.read:
             raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
         try:

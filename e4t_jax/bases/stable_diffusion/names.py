@@ -22,11 +22,11 @@ def torch_name(part: str, path: str) -> str:
     return ".".join([*modules, _LEAVES.get(leaf, leaf)])
 
 
-def older_name(name: str) -> str:
-    """What diffusers called the tensor before its attention layers were one class."""
+def other_name(name: str) -> str:
+    """Its name in diffusers before attention layers were one class, or in transformers 5 where CLIP's tower stands alone."""
     for flax, torch in _VAE_ATTENTION.items():
         name = name.replace(f".{torch}.", f".{flax}.")
-    return name
+    return name.removeprefix("text_model.").removeprefix("vision_model.")
 
 
 def to_torch(path: str, leaf: np.ndarray) -> np.ndarray:
