@@ -26,7 +26,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.storage import check_writable, write_file
-from e4t_jax.training.parallel import layout
+from e4t_jax.training.parallel import layout_for
 from e4t_jax.training.processes import is_first, largest_of_all, share_of
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def cache(
     """
     out, settings = Path(out), settings or CacheSettings()
     check_ranges(settings)
-    where = layout(devices=jax.local_devices())
-    where.check_divides(settings.batch_size)
+    where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     if data.startswith("cache:"):
         raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
     check_name(out, "out")

@@ -31,7 +31,7 @@ from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
 from e4t_jax.templates import scene_captions, templates
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.parallel import layout
+from e4t_jax.training.parallel import layout_for
 from e4t_jax.training.processes import is_first, largest_of_all, share_of
 from e4t_jax.words import tokenize
 
@@ -98,7 +98,7 @@ def pretrain(
     domain, settings = domain or DomainSettings(), settings or PretrainSettings()
     check_ranges(settings)
     check_ranges(domain)
-    layout(settings.parallel, settings.fsdp).check_divides(settings.batch_size, settings.accumulate)
+    where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
     if is_first():
         check_writable(Path(work), argument="work")
     prompts = templates(domain.template)
@@ -120,7 +120,7 @@ def pretrain(
     rows = partial(rows, share=(jax.process_index(), jax.process_count()), workers=settings.workers)
     rows = partial(rows, broken=broken)
     next(rows(first=settings.steps - 1, workers=0))  # says what is wrong with the pictures before anything is compiled
-    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
+    facts = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": where.mesh.size}
     facts |= {"data": data, "pictures": len(pictures), "files": folder_digest(data), "own_optimiser": tx is not None}
     facts |= {"base": made_of, "scheduler": dict(model.scheduler)}
     if not held_out:  # as it was before anything could be
@@ -165,7 +165,7 @@ def pretrain(
                 grid, figures = (None, {}) if cached else look(learned(params, trainable))
                 if held is not None:
                     batches = training_batches(held, words, prompts, len(held), settings.seed, last=1)
-                    given, most = given_of(params, dtype), settings.batch_size // jax.device_count()
+                    given, most = given_of(params, dtype), settings.batch_size // where.mesh.size
                     loss = validation_loss(method, domain.clip_features, trainable, given, next(batches), most)
                     figures = {**figures, "validation_loss": loss}
                 return grid, figures

@@ -28,7 +28,7 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.flops import tflop_of
 from e4t_jax.training.loop import Run, TrainState, init_state, train, update
-from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.profiling import profiled
 
 
@@ -166,8 +166,7 @@ def pretrain_trainable(
 
     Errors: `UserError` for a batch that does not divide by the devices, and when the loss is not finite; `Stopped`.
     """
-    where = layout(settings.parallel, settings.fsdp)
-    where.check_divides(settings.batch_size, settings.accumulate)
+    where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp)
     tx = tx or optimizers.pretraining(settings.learning_rate, settings.steps)
     step: Any = compile_step(method, clip_features, tx, settings.regularisation, where, settings.accumulate)
     state = _begin(method, settings, tx, where, checkpoints)
@@ -193,7 +192,7 @@ def pretrain_trainable(
         lambda step, params: None if sample is None else sample(step, where.unplace(params)),
         stop,
     )
-    key = jax.random.key(settings.seed + 1)
+    _, key = _keys(settings)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state
     with profiled(step_on, profile) as watched, contextlib.ExitStack() as held:
 
@@ -206,10 +205,16 @@ def pretrain_trainable(
 
 
 def _begin(
+def _keys(settings: PretrainSettings) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Of the weights before the first step, and of the noise of all steps."""
+    weights, noise = jax.random.split(jax.random.key(settings.seed))
+    return weights, noise
+
+
     method: Method, settings: PretrainSettings, tx: optax.GradientTransformation, where: Layout, checkpoints: Checkpoints | None
 ) -> TrainState:
     """The state before the first step, or of the newest checkpoint, on the devices."""
-    begin = jax.device_get(init_state(init_trainable(method, jax.random.key(settings.seed)), tx))
+    begin = jax.device_get(init_state(init_trainable(method, _keys(settings)[0]), tx))
     if checkpoints is None:
         return where.place(begin)
     if where.parallel == "pmap":

@@ -29,11 +29,13 @@ from e4t_jax.storage import fingerprint
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
-from e4t_jax.training.parallel import layout
+from e4t_jax.training.parallel import layout_for
 
 _CAPTION_SETS = 4  # of the same pictures, in turn: a picture is not always described in the same words
 _AHEAD = 4  # batches made while a step runs
 _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
+# Stage -> the setting that says how many pictures are in a batch of it.
+_BATCHES = {"autoencoder": "autoencoder_batch", "denoiser": "batch_size", "contrast": "contrast_batch"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,8 @@ def train_base(
         raise UserError(f"{settings.pictures} is less than a batch of {most}; give more.", "pictures")
     fit = partial(_fit, base, params, settings, work, track, say)
     pictures = draw_pictures(work, settings.seed, settings.pictures, partial(track, description="drawing"))
+    for argument in _BATCHES.values():
+        layout_for(getattr(settings, argument), argument=argument)
 
     def picture_batches(first: int) -> Iterator[np.ndarray]:
         order = shuffled(settings.pictures, settings.autoencoder_batch, settings.seed, first)
@@ -133,7 +137,8 @@ def _fit(
     tx = optimizers.base_model(_RATES[name], steps)
     facts = {**dataclasses.asdict(settings), "steps": steps, "start": fingerprint(params)}
     with Checkpoints(work / name, facts, resume=True, may_change=_others(name), say=say) as checkpoints:
-        where, state = layout(), init_state(start, tx, average=True)
+        where = layout_for(getattr(settings, _BATCHES[name]), argument=_BATCHES[name], say=say)
+        state = init_state(start, tx, average=True)
         restored = checkpoints.restore(state)
         # By way of the host: the step donates its state, and the caller's own arrays must survive that.
         state = where.place(jax.device_get(state if restored is None else restored))
