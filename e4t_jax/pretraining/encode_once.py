@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key
 
+from e4t_jax import registry
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, load_base
 from e4t_jax.checks import check_ranges
@@ -75,7 +76,8 @@ def cache(
     check_ranges(settings)
     where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     if data.startswith("cache:"):
-        raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
+        known = ", ".join(registry.names("data"))
+        raise UserError(f"{data} is encoded already; give pictures: {known}, tfds:NAME, folder:DIR or MODULE:FUNCTION.", "data")
     check_name(out, "out")
     if (out / MANIFEST).exists():
         raise UserError(f"{out} holds a cache already; give another folder.", "out")

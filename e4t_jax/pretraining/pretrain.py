@@ -142,7 +142,7 @@ def pretrain(
             clip_features=domain.clip_features,
         )
 
-    look = registry.find("look", data) or (lambda so_far: look_at(so_far, _first_of(held or pictures)))
+    look = registry.find("preview", data) or (lambda so_far: look_at(so_far, _first_of(held or pictures)))
     dtype = (policy or {}).get("dtype", "float32")
     folder = Path(work) / "checkpoints"
     # Weights and two moments, of two checkpoints that are kept and one that is being written.
