@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from e4t_jax.checks import Count, Whole
 from e4t_jax.cli.shared import NetworkCommand
 from e4t_jax.pretraining.step import PretrainSettings
 
@@ -25,13 +26,13 @@ class Config(NetworkCommand):
     """What of CLIP's the encoder sees."""
     data: Literal["pictures", "cache"] = "pictures"
     """What the step reads: pictures, with VAE and CLIP in the step, or rows of train.cache, with neither."""
-    per_device_batch: int = 8
+    per_device_batch: Annotated[int, Whole(1, 10_000)] = 8
     """Pictures a step on each device."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Over how many devices the base, the weights that learn and their moments are split; 1 keeps them whole on each."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is taken in, one after the other."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """What the networks compute in; weights that learn, norms and results stay float32."""

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from e4t_jax import bases
+from e4t_jax.checks import SCALE, WEIGHT
 from e4t_jax.cli.shared import Command
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import read_image
@@ -63,8 +64,11 @@ def main(config: Config) -> None:
     if not isinstance(token, str):
         raise UserError(f"{file} lacks domain_class_token; give a checkpoint of the public code.")
     scale, regularisation = (
-        read_number(file, settings, name, ours, default)
-        for name, ours, default in (("domain_embed_scale", "scale", 0.1), ("reg_lambda", "regularisation", 0.01))
+        read_number(file, settings, name, within, default)
+        for name, within, default in (
+            ("domain_embed_scale", SCALE, Domain.scale),
+            ("reg_lambda", WEIGHT, Domain.regularisation),
+        )
     )
     prompt = settings.get("prompt_template")
     if not isinstance(prompt, str | None):

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from e4t_jax import bases
 from e4t_jax.bases import Params, StableDiffusion
-from e4t_jax.checks import check_range
+from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
@@ -28,6 +28,8 @@ from e4t_jax.samplers import sampler
 from e4t_jax.templates import templates
 from e4t_jax.words import PLACEHOLDER, check_placeholder
 
+RANK = Whole(1, 10**9)  # beyond a kernel's smaller side it gains nothing, and is not taken
+ERROR = Between(0, 1)
 _PROMPTS = 4
 
 
@@ -104,9 +106,8 @@ def lora(domain: Domain, concept: Concept, rank: int | None = None, error: float
     """
     if concept.trainable.unet is not None:
         raise UserError(f"{concept.name} is of scope full, which no LoRA can hold; write a whole model.", "format")
-    if rank is not None:
-        check_range("rank", rank)
-    check_range("error", error)
+    check_range("rank", rank, RANK)
+    check_range("error", error, ERROR)
     sets = [factors for factors in (domain.factors, concept.trainable.factors) if factors]
     kernels = {path: np.asarray(kernel) for path, kernel in domain.base.offset_kernels(domain.params["unet"]).items()}
     changes = {

@@ -12,19 +12,19 @@ import numpy as np
 
 from e4t_jax import bases
 from e4t_jax.bases import Base, Params
-from e4t_jax.checks import RANGES
+from e4t_jax.checks import Between
 from e4t_jax.errors import UserError, reason_of, shortened
 from e4t_jax.interop.e4t_diffusion import State, differs
 
 
-def read_number(file: Path, settings: Mapping[str, Any], name: str, ours: str, default: float) -> float:
+def read_number(file: Path, settings: Mapping[str, Any], name: str, within: Between, default: float) -> float:
     """A number of the checkpoint's settings.
 
     Errors: `UserError` where it is none, or out of range of what it is here.
     """
     value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value not in RANGES[ours]:
-        raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {RANGES[ours]}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in within:
+        raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {within}.")
     return float(value)
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from jaxtyping import Float, Key
 from e4t_jax import registry
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, load_base
-from e4t_jax.checks import check_ranges
+from e4t_jax.checks import BatchSize, Seed, Whole, Workers, check_ranges
 from e4t_jax.data.augment import make_views
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, check_name, to_record, write_shard
 from e4t_jax.data.prefetch import read_ahead
@@ -43,15 +43,15 @@ class CacheSettings:
 
     clip_features: Literal["layers", "tokens"] = "layers"
     """What of CLIP's the encoder sees, as train.pretrain will be told."""
-    views: int = 1
+    views: Annotated[int, Whole(1, 1000)] = 1
     """Views kept of each picture: itself first, then crops, every second one flipped."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Pictures encoded at once by each process, over its devices."""
     kept: Literal["float32", "float16"] = "float16"
     """What the numbers are kept in; float16 takes half the space, float32 gives the very losses of a run without cache."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read pictures ahead, beside each of the run's; 0: two of its threads."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the crops."""
 
 

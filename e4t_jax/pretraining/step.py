@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jaxtyping import PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
+from e4t_jax.checks import BatchSize, Count, CountOrNone, Rate, Seed, Weight, Workers
+from e4t_jax.domain import Domain
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.objective import ConceptBatch, Draws, Frozen, Method, Trainable, draw, e4t_loss_at
 from e4t_jax.offsets import init_factors
@@ -36,32 +38,31 @@ from e4t_jax.training.profiling import profiled
 class PretrainSettings:
     """How a domain is pretrained."""
 
-    STEPS_OF: ClassVar[str] = "training"
-    steps: int = 2400
+    steps: Count = 2400
     """Update steps."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Pictures a step, over all devices."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Rate = 1.6e-5
     """Peak of the learning rate (warm-up, then cosine)."""
-    regularisation: float = 0.001
+    regularisation: Weight = Domain.regularisation
     """λ: weight of the squared length of the word's offset."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Over how many devices the base, the weights that learn and their moments are split, with jit; 1 keeps them whole on each."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is taken in, one after the other, for want of memory; the numbers stay the same."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps from one checkpoint to the next."""
-    watch_every: int = 25
+    watch_every: Count = 25
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
-    sample_every: int = 500
+    sample_every: CountOrNone = 500
     """Steps from one grid of samples, and one loss on what is held out, to the next; 0: none. A cache has no samples."""
-    held_out: int = 0
+    held_out: CountOrNone = 0
     """Pictures that nothing is learned from, evenly spread over the data: the loss on them is `validation_loss`."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read pictures ahead, beside each of the run's; 0: two of its threads. What is learned is the same."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the pictures and the noise."""
 
 
@@ -204,13 +205,13 @@ def pretrain_trainable(
         return where.unplace(train(run, watched, state, given, closed_in_the_end, key, stored=stored).params)
 
 
-def _begin(
 def _keys(settings: PretrainSettings) -> tuple[PRNGKeyArray, PRNGKeyArray]:
     """Of the weights before the first step, and of the noise of all steps."""
     weights, noise = jax.random.split(jax.random.key(settings.seed))
     return weights, noise
 
 
+def _begin(
     method: Method, settings: PretrainSettings, tx: optax.GradientTransformation, where: Layout, checkpoints: Checkpoints | None
 ) -> TrainState:
     """The state before the first step, or of the newest checkpoint, on the devices."""
