@@ -83,7 +83,7 @@ def prepared(base: str, scope: str, batch_size: int, device: Any) -> tuple[Calla
     from e4t_jax.tuning.tune import TuneSettings, Views, tune_one
 
     model, params = load_base_shapes(base, dtype="bfloat16", remat="blocks")
-    method = make_method(model, "creature")
+    method = make_method(model, "a")  # which word it is changes no shape
     learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
     given = jax.eval_shape(lambda params: given_of(params, "bfloat16"), params)
     frozen = given.frozen._replace(factors=learned.factors, encoder=learned.encoder)

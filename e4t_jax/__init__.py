@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from e4t_jax.errors import UserError
     from e4t_jax.files.concept_files import load_concept, save_concept
     from e4t_jax.files.domain_files import load_domain, save_domain
-    from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+    from e4t_jax.pretraining.pretrain import pretrain
+    from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
     from e4t_jax.tuning.tune import TuneSettings
@@ -31,7 +32,8 @@ _HOMES = {
     "e4t_jax.domain": ("Domain", "to_pil"),
     "e4t_jax.files.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
-    "e4t_jax.pretraining.pretrain": ("DomainSettings", "pretrain"),
+    "e4t_jax.pretraining.pretrain": ("pretrain",),
+    "e4t_jax.pretraining.settings": ("DomainSettings",),
     "e4t_jax.sample": ("SampleSettings",),
     "e4t_jax.tuning.tuner": ("Tuner",),
     "e4t_jax.pretraining.step": ("PretrainSettings",),

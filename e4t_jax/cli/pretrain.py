@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 
-from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores
+from e4t_jax.cli.shared import Inline, NetworkCommand, say, steps_bar, stop_on_request, use_all_cores, value_of
 from e4t_jax.errors import Stopped
 from e4t_jax.files.domain_files import save_domain
-from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+from e4t_jax.pretraining.pretrain import pretrain
+from e4t_jax.pretraining.settings import DomainSettings, preset_of
 from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.storage import check_writable
 from e4t_jax.training.processes import Processes, is_first, joined, stop_of_all
@@ -33,16 +36,28 @@ class Config(NetworkCommand):
     attention: Literal["auto", "xla"] = "auto"
     """The platform's own attention kernel where it has one, or the plain form everywhere."""
     data: str = "creatures"
-    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or cache:DIR that train.cache wrote."""
+    """Pictures: creatures, fish, tfds:NAME, folder:DIR, cache:DIR that train.cache wrote, or a source's MODULE:FUNCTION."""
     work: Path | None = None
     """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
     resume: bool = False
     """Go on from the latest checkpoint in --work, or start where there is none yet."""
     profile: bool = False
     """Leave a trace of three steps in --work, for TensorBoard's profiler, XProf or Perfetto."""
-    domain: Annotated[DomainSettings, Inline] = DomainSettings()
+    domain: Annotated[DomainSettings, Inline] = dataclasses.field(kw_only=True)
     training: Annotated[PretrainSettings, Inline] = PretrainSettings()
     processes: Annotated[Processes, Inline] = Processes()
+
+    @classmethod
+    def with_defaults(cls, arguments: Sequence[str]) -> type[Config]:
+        """The options with the defaults of the preset of --data, or else of --base."""
+        preset = preset_of(value_of(arguments, "--base") or cls.base, value_of(arguments, "--data") or cls.data)
+        if preset is None:
+            return cls
+        fields = [
+            ("domain", Annotated[DomainSettings, Inline], dataclasses.field(default=preset.domain, kw_only=True)),
+            ("training", Annotated[PretrainSettings, Inline], preset.training),
+        ]
+        return dataclasses.make_dataclass(cls.__name__, fields, bases=(cls,), frozen=True, namespace={"__doc__": cls.__doc__})
 
 
 def main(config: Config) -> None:
@@ -53,6 +68,7 @@ def main(config: Config) -> None:
 
 def _pretrain(config: Config, first: bool) -> None:
     work = config.work or Path("outputs/pretrain") / config.out.resolve().name
+    preset = preset_of(config.base, config.data)
     if first:
         check_writable(config.out)
     with stop_on_request() if jax.process_count() == 1 else contextlib.nullcontext(stop_of_all()) as stop:
@@ -65,6 +81,7 @@ def _pretrain(config: Config, first: bool) -> None:
                 work=work,
                 resume=config.resume,
                 image_encoder=config.image_encoder,
+                preset=None if preset is None else preset.name,
                 policy={"dtype": config.dtype, "remat": config.remat, "attention": config.attention},
                 track=steps_bar("pretraining") if first else iter,
                 say=say if first else lambda line: None,

@@ -22,6 +22,7 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state
 from e4t_jax.training.parallel import Layout, layout
 
+_ANY_WORD = "a"  # a token of every tokenizer; which one it is changes no shape
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -69,7 +70,7 @@ def compile_for(
     model, params = load_base_shapes(base, image_encoder, **policy)
     if cached:
         params = {part: params[part] for part in READ_BY_RUNS}
-    method = make_method(model, "creature", clip_features=clip_features)
+    method = make_method(model, _ANY_WORD, clip_features=clip_features)
     tx = optimizers.pretraining(settings.learning_rate, settings.steps)
     state = jax.eval_shape(lambda: init_state(init_trainable(method, jax.random.key(0)), tx))
     given = jax.eval_shape(lambda params: given_of(params, policy.get("dtype", "float32")), params)

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from e4t_jax.objective import Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import look_at
 from e4t_jax.pretraining.run_log import Watch
+from e4t_jax.pretraining.settings import DomainSettings, or_preset
 from e4t_jax.pretraining.step import PretrainSettings, given_of, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
@@ -54,20 +55,6 @@ _MAY_CHANGE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class DomainSettings:
-    """What a domain is, on its base; kept in domain.json."""
-
-    domain_token: str = "creature"
-    """The word that every concept of the domain is one of; one token."""
-    template: str = "creature"
-    """Prompts for pictures without captions, and captions to look for in tuning: neutral, object, face, art or creature."""
-    clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees: class tokens of every second layer (the paper's), or the last layer's patch tokens too."""
-    guidance: float = 4.0
-    """Classifier-free guidance to draw this domain with where a call names none; Stable Diffusion's is 7.5."""
-
-
 def pretrain(
     base: str,
     data: str,
@@ -77,6 +64,7 @@ def pretrain(
     work: str | Path,
     resume: bool = False,
     image_encoder: str | None = None,
+    preset: str | None = None,
     policy: Mapping[str, Any] | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
@@ -86,16 +74,20 @@ def pretrain(
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
 
-    Every process of a run (`training.distributed`) makes the same call and reads its own share of the pictures.
+    Where `domain` or `settings` are None, those of the preset of `data`, or else of `base`, take their place
+    (`settings.preset_of`), and the library's own where there is none. `preset` is the name to note in run.json where the settings
+    given were made from a preset's.
+
+    Every process of a run (`training.processes`) makes the same call and reads its own share of the pictures.
 
     `work` takes prepared data and checkpoints, of one run only, and is the same folder for all processes; with `resume` the run
     there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `profile`
     leaves a trace of three steps in `work`/tensorboard. `stop` is asked after every step whether to save and end there.
 
-    Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
-    finite; `Stopped` when `stop` said so.
+    Errors: `UserError` for names that lead nowhere, a domain without a word, settings out of range, a folder that holds another
+    run, or a loss that is not finite; `Stopped` when `stop` said so.
     """
-    domain, settings = domain or DomainSettings(), settings or PretrainSettings()
+    domain, settings, taken = or_preset(base, data, domain, settings)
     check_ranges(settings)
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
@@ -151,7 +143,7 @@ def pretrain(
         check_writable(folder, argument="work", needed=3 * 3 * sum(4 * leaf.size for leaf in shapes))
     with Checkpoints(folder, facts, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         # Not before the run is known to be this one.
-        watch = Watch(Path(work), settings.batch_size, settings.steps, facts) if is_first() else None
+        watch = Watch(Path(work), settings.batch_size, settings.steps, {**facts, "preset": preset or taken}) if is_first() else None
 
         def record(step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
             figures = {**figures, "broken_pictures": int(largest_of_all(broken.marks(len(pictures))).sum())}
