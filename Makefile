@@ -76,7 +76,7 @@ pretrain: setup ## pretrain the domain "creatures" on that base
 		--steps 5000 --batch-size 64 --regularisation 1e-4 --clip-features tokens
 
 pretrain-fish: setup ## pretrain a second domain by the same recipe, in half an hour: fish, in outputs/fish; then infer.evaluate --domain outputs/fish
-	$(BIN)/python -m train.pretrain --data fish --domain-token fish --out outputs/fish --resume \
+	$(BIN)/python -m train.pretrain --data fish --out outputs/fish --resume \
 		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
 
 bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes

@@ -9,6 +9,7 @@ is the median of the looks after the first, over all rounds. Prints a table, and
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import tempfile
@@ -53,9 +54,11 @@ def main() -> None:
 
 def run(data: str, work: Path, batch_size: int, steps: int) -> list[dict[str, float]]:
     """What was seen at every look at a run but the first two: the second one still has the first steps' warming up."""
-    from e4t_jax import PretrainSettings, pretrain
+    from e4t_jax import pretrain
+    from e4t_jax.creatures.presets import creatures
 
-    settings = PretrainSettings(steps=steps, batch_size=batch_size, watch_every=5, sample_every=0, checkpoint_every=steps)
+    changes = {"steps": steps, "batch_size": batch_size, "watch_every": 5, "sample_every": 0, "checkpoint_every": steps}
+    settings = dataclasses.replace(creatures().training, **changes)
     pretrain("creatures", data, settings=settings, work=work, say=say)
     return [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()][2:]
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from e4t_jax.files.domain_files import load_domain, save_domain
     from e4t_jax.interop.diffusers import export_concept
     from e4t_jax.interop.e4t_diffusion import import_checkpoint
-    from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+    from e4t_jax.pretraining.pretrain import pretrain
+    from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
     from e4t_jax.tuning.tune import TuneSettings
@@ -35,7 +36,8 @@ _HOMES = {
     "e4t_jax.errors": ("UserError",),
     "e4t_jax.interop.diffusers": ("export_concept",),
     "e4t_jax.interop.e4t_diffusion": ("import_checkpoint",),
-    "e4t_jax.pretraining.pretrain": ("DomainSettings", "pretrain"),
+    "e4t_jax.pretraining.pretrain": ("pretrain",),
+    "e4t_jax.pretraining.settings": ("DomainSettings",),
     "e4t_jax.sample": ("SampleSettings",),
     "e4t_jax.tuning.tuner": ("Tuner",),
     "e4t_jax.pretraining.step": ("PretrainSettings",),

@@ -1,24 +1,25 @@
-"""What can be asked for by name, as "module:function", imported on demand: nothing below the embedded world imports it.
+"""What can be asked for by name, as "module:function", imported on demand: nothing below the drawn world imports it.
 
-base    name -> () -> folder of a base model
-domain  name -> () -> folder of a domain
-data    name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
-look    name of data -> (domain that is learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
+base          name -> () -> folder of a base model
+domain        name -> () -> folder of a domain
+data          name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
+preview       name of data -> (domain learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
+preset        name of data or of a base -> () -> the `pretraining.settings.Preset` that is taken where none is given
+architecture  `_class_name` of model_index.json -> (folder, image_encoder=…, **policy) -> `bases.LoadedBase`, or (base, weights)
+
+Tables whose rows lie in memory anyway are plain dicts with typed rows, since there is nothing to import on demand:
+`tuning.scopes.SCOPES`, `samplers.METHODS` and `evaluation.metrics.METRICS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Kind = Literal["base", "domain", "data", "look"]
-_ENTRIES: dict[str, dict[str, str]] = {
-    "base": {"creatures": "e4t_jax.creatures.shipped:base_folder"},
-    "domain": {"creatures": "e4t_jax.creatures.shipped:domain_folder"},
-    "data": {"creatures": "e4t_jax.creatures.world.dataset:open_creatures", "fish": "e4t_jax.creatures.world.dataset:open_fish"},
-    "look": dict.fromkeys(("creatures", "fish"), "e4t_jax.creatures.judging.validation:look_at_validation"),
-}
+Kind = Literal["base", "domain", "data", "preview", "preset", "architecture"]
+_WORLD = "e4t_jax.creatures"
+_ENTRIES: dict[str, dict[str, str]] = {kind: {} for kind in get_args(Kind)}
 
 
 def register(kind: Kind, name: str, target: str) -> None:
@@ -41,3 +42,12 @@ def load(target: str) -> Any:
     """The object that "module:name" names."""
     module, _, name = target.partition(":")
     return getattr(import_module(module), name)
+
+
+register("base", "creatures", f"{_WORLD}.shipped:base_folder")
+register("domain", "creatures", f"{_WORLD}.shipped:domain_folder")
+register("architecture", "StableDiffusionPipeline", "e4t_jax.bases.stable_diffusion.folder:open_folder")
+for _name in ("creatures", "fish"):
+    register("data", _name, f"{_WORLD}.world.dataset:open_{_name}")
+    register("preview", _name, f"{_WORLD}.judging.validation:look_at_validation")
+    register("preset", _name, f"{_WORLD}.presets:{_name}")

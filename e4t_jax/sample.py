@@ -13,7 +13,7 @@ The empty prompt's pass serves guidance and features at once, so a step costs tw
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
-from e4t_jax.checks import check_ranges
+from e4t_jax.checks import Guidance, SamplingSteps, Seed, check_ranges
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
 from e4t_jax.samplers import Sampler
 
@@ -32,12 +32,11 @@ from e4t_jax.samplers import Sampler
 class SampleSettings:
     """How pictures are drawn."""
 
-    STEPS_OF: ClassVar[str] = "sampling"
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the noise."""
-    steps: int = 25
+    steps: SamplingSteps = 25
     """Sampling steps."""
-    guidance: float | None = None
+    guidance: Guidance | None = None
     """Classifier-free guidance, 1 is none; the domain's own where not given."""
     sampling: str | None = None
     """Sampler: ddim, dpm++2m, pndm, euler or euler-ancestral; the base's own where not given."""

@@ -1,7 +1,7 @@
 """From prompts with a placeholder to token ids, and the concept's word embedding in the placeholder's stead.
 
 A prompt such as "a photo of *s in the snow" becomes n token ids. At the placeholder stands the id of the
-domain token ("creature"), and the concept's embedding e* takes the place of that token's word embedding
+domain token ("face"), and the concept's embedding e* takes the place of that token's word embedding
 (E4T, arXiv 2302.12228, as textual inversion does, arXiv 2208.01618):
 
     words_j = e*                        where placeholder_j
@@ -67,7 +67,7 @@ def tokenize(
     prompts: Sequence[str],
     *,
     placeholder: str = PLACEHOLDER,
-    domain_token: str = "creature",
+    domain_token: str,
     require_placeholder: bool = True,
 ) -> TokenizedPrompts:
     """Token ids `[BOS, …, EOS, PAD, …]` of length `tokenizer.model_max_length`, the placeholders marked.

@@ -77,11 +77,10 @@ def domain():
 def concept_batch(domain):
     """Four random pictures' latents, features and prompts, with a mask."""
     from e4t_jax.objective import ConceptBatch
-    from e4t_jax.words import tokenize
 
     keys = jax.random.split(jax.random.key(2), 3)
     prompts = ["*s", "a photo of *s", "a cartoon of *s in the snow", "*s in the city"]
-    ids, placeholder = tokenize(domain.base.tokenizer, prompts)
+    ids, placeholder = domain.tokenize(prompts)
     return ConceptBatch(
         latents=jax.random.normal(keys[0], (4, *domain.base.latent_shape)),
         clip=jax.random.normal(keys[1], (4, domain.base.feature_count(), domain.base.clip_width)),

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from e4t_jax import registry
-from e4t_jax.bases.load import ARCHITECTURES
 from e4t_jax.evaluation.metrics import METRICS
+from e4t_jax.pretraining.settings import preset_of
 from e4t_jax.samplers import METHODS
 from e4t_jax.tuning import scopes
 
@@ -24,10 +24,11 @@ def blocks(path):
 @pytest.fixture
 def additions(monkeypatch):
     """What the examples add to the package's tables is gone afterwards."""
-    for table in (scopes.SCOPES, METRICS, METHODS, ARCHITECTURES, registry._ENTRIES["data"]):
+    tables = (scopes.SCOPES, METRICS, METHODS, *registry._ENTRIES.values())
+    for table in tables:
         for name in list(table):
             monkeypatch.setitem(table, name, table[name])
-    before = [(table, set(table)) for table in (scopes.SCOPES, METRICS, METHODS, ARCHITECTURES, registry._ENTRIES["data"])]
+    before = [(table, set(table)) for table in tables]
     yield
     for table, names in before:
         for name in set(table) - names:
@@ -52,7 +53,8 @@ def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, addition
     assert names["pictures"].shape == (1, 1, 16, 16, 3) and names["drawn"].shape == (1, 1, 16, 16, 3)
     assert list(names["figures"]) == ["brightness"]
     assert len(names["rows"]) == 8 and names["learned"].factors
-    for module in ("stripes", "sketch_base"):
+    assert preset_of("elsewhere", "stripes").domain.domain_token == "toy"
+    for module in ("stripes", "stripes_preset", "sketch_base"):
         sys.modules.pop(module, None)
 
 

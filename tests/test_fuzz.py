@@ -147,7 +147,7 @@ def options_of(world):
         st.sampled_from([f"cache:{folder}/kept", f"cache:{folder}/pictures", "cache:nowhere"]),
         words,
     )
-    small = ["--steps", "1", "--batch-size", "2", "--template", "neutral"]
+    small = ["--steps", "1", "--batch-size", "2", "--domain-token", "creature"]
     domain_settings = {"domain-token": words, "template": words, "clip-features": words, "guidance": numbers}
     training = {
         "steps": few,
@@ -199,7 +199,14 @@ def options_of(world):
         "train-base": (
             ["--out", "out", "--work", "work"],
             {**common, "out": places, "work": places, "start": file, "pictures": numbers, "batch-size": numbers, "seed": numbers}
-            | {"autoencoder-steps": numbers, "denoiser-steps": numbers, "contrast-steps": numbers, "check": words},
+            | {
+                "autoencoder-batch": numbers,
+                "contrast-batch": numbers,
+                "autoencoder-steps": numbers,
+                "denoiser-steps": numbers,
+                "contrast-steps": numbers,
+                "check": words,
+            },
         ),
         "train-judges": (
             ["--out", "out"],

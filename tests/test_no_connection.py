@@ -49,12 +49,13 @@ def test_the_refusal_is_one(no_net):
 def test_no_command_connects(world, tmp_path, command, domain, request):
     """Right calls to their end, or to where training would begin."""
     own = ["--domain", world.domain] if domain == "own" else []
+    word = ["--domain-token", "creature"]
     concepts, small = [*world.concepts], ["--work", tmp_path / "work", "--steps", "1", "--batch-size", "2"]
     arguments = {
         "tune": ["--images", world.pictures / "0.png", "--steps", "1", "--out", tmp_path / "out", *own],
         "generate": ["--concepts", *concepts, "--prompts", "a *s", "--steps", "1", "--out", tmp_path / "out", *own],
         "export": ["--concept", concepts[0], "--out", tmp_path / "out", *own],
-        "pretrain": ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", tmp_path / "out", *small],
+        "pretrain": ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", tmp_path / "out", *small, *word],
         "cache": ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", tmp_path / "out", "--batch-size", "2"],
         "evaluate": ["--out", tmp_path / "out", *own],
         "demo": ["--out", tmp_path / "out"],
@@ -80,7 +81,6 @@ def test_the_embedded_worlds_pictures_are_drawn_without_a_connection(tmp_path):
 @pytest.mark.parametrize("name", ["pictures", "nowhere", "domain"])
 def test_a_folder_that_is_no_base_is_not_looked_for_elsewhere(world, tmp_path, name):
     place = world.base.parent / name
-    outcome = call(
-        "pretrain", ["--base", place, "--data", f"folder:{world.pictures}", "--work", tmp_path / "w", "--out", tmp_path / "o"]
-    )
+    own = ["--base", place, "--data", f"folder:{world.pictures}", "--domain-token", "creature"]
+    outcome = call("pretrain", [*own, "--work", tmp_path / "w", "--out", tmp_path / "o"])
     assert outcome.is_one_line and str(place) in outcome.said, outcome

@@ -136,10 +136,9 @@ def test_the_mean_prediction_is_that_of_the_draws_one_by_one(domain, concept_bat
 
 def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):
     """e* stands at the placeholder's position, and moves what comes after it, wherever it is (causal text encoder)."""
-    from e4t_jax.words import tokenize
 
     prompts = ["*s on the beach", "a photo of *s", "a cartoon of a small *s in the snow"]
-    ids, placeholder = tokenize(domain.base.tokenizer, prompts)
+    ids, placeholder = domain.tokenize(prompts)
     word = 3 * jax.random.normal(jax.random.key(0), (3, domain.base.text_width))
     plain = domain.base.read(domain.params["text_encoder"], jnp.asarray(ids))
     changed = prompt_states(domain.method, frozen, jnp.asarray(ids), jnp.asarray(placeholder), word)
@@ -151,9 +150,8 @@ def test_placeholder_takes_the_word_anywhere_in_the_prompt(domain, frozen):
 
 def test_domain_word_at_the_placeholder_is_the_plain_prompt(domain, frozen):
     """With e* = e_d the states are those of the prompt with the domain's word; 1e-6."""
-    from e4t_jax.words import tokenize
 
-    ids, placeholder = tokenize(domain.base.tokenizer, ["a photo of *s in the snow"])
+    ids, placeholder = domain.tokenize(["a photo of *s in the snow"])
     word = domain.base.look_up(domain.params["text_encoder"], domain.method.domain_id[None])
     ours = prompt_states(domain.method, frozen, jnp.asarray(ids), jnp.asarray(placeholder), word)
     spelled = domain.base.tokenizer(["a photo of creature in the snow"], padding="max_length").input_ids

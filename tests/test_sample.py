@@ -10,12 +10,11 @@ import pytest
 from e4t_jax.objective import Trainable
 from e4t_jax.sample import Drawing, DrawnConcept, draw_concept, sample_latents
 from e4t_jax.samplers import sampler
-from e4t_jax.words import tokenize
 
 
 def drawing(domain, steps, concepts):
     """Two prompts to draw some concepts in, and their folded pictures."""
-    ids, placeholder = tokenize(domain.base.tokenizer, ["a photo of *s", "*s in the snow"])
+    ids, placeholder = domain.tokenize(["a photo of *s", "*s in the snow"])
     folded = jax.random.normal(jax.random.key(0), (concepts, domain.base.clip_width))
     noise = jax.random.normal(jax.random.key(1), (2, *domain.base.latent_shape))
     return Drawing(

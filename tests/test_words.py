@@ -51,14 +51,14 @@ def tokenizer(request, tmp_path_factory):
     ],
 )
 def test_a_placeholder_anywhere_reads_as_the_domain_word_and_is_marked(tokenizer, prompt, spoken, places):
-    tokens = words.tokenize(tokenizer, [prompt])
+    tokens = words.tokenize(tokenizer, [prompt], domain_token="creature")
     np.testing.assert_array_equal(tokens.ids, [tokenizer(spoken, padding="max_length").input_ids])
     np.testing.assert_array_equal(np.flatnonzero(tokens.placeholder[0]), places)
     assert tokens.ids.dtype == np.int32 and tokens.placeholder.dtype == bool
 
 
 def test_an_empty_prompt_is_read_where_no_placeholder_is_required(tokenizer):
-    tokens = words.tokenize(tokenizer, ["", "a hat"], require_placeholder=False)
+    tokens = words.tokenize(tokenizer, ["", "a hat"], domain_token="creature", require_placeholder=False)
     expected = tokenizer(["", "a hat"], padding="max_length").input_ids
     np.testing.assert_array_equal(tokens.ids, expected)
     assert not tokens.placeholder.any()
@@ -72,10 +72,10 @@ def test_another_placeholder_may_be_chosen(tokenizer):
 
 def test_a_prompt_that_fits_exactly_is_kept_and_one_token_more_is_an_error(tokenizer):
     full = " ".join(["a"] * (LENGTH - 3)) + " *s"
-    tokens = words.tokenize(tokenizer, [full])
+    tokens = words.tokenize(tokenizer, [full], domain_token="creature")
     assert tokens.placeholder[0, LENGTH - 2] and tokens.ids[0, LENGTH - 1] == tokenizer.eos_token_id
     with pytest.raises(UserError, match=f"{LENGTH - 1} tokens, the limit is {LENGTH - 2}"):
-        words.tokenize(tokenizer, [f"a {full}"])
+        words.tokenize(tokenizer, [f"a {full}"], domain_token="creature")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_prompt_that_fits_exactly_is_kept_and_one_token_more_is_an_error(token
 )
 def test_what_a_user_can_mend_is_said_in_one_line(tokenizer, prompt, options, message):
     with pytest.raises(UserError, match=message) as raised:
-        words.tokenize(tokenizer, [prompt], **options)
+        words.tokenize(tokenizer, [prompt], **{"domain_token": "creature", **options})
     assert "\n" not in str(raised.value)
 
 

@@ -1,6 +1,6 @@
 """A base model by name: what ships with the package, a folder, a Hub id, or random weights of a true geometry.
 
-Another architecture is a folder beside `stable_diffusion` and a line in `ARCHITECTURES`.
+Another architecture is a folder beside `stable_diffusion` and a line in `registry`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
 from e4t_jax.templates import known_words
 
-# `_class_name` of model_index.json -> what reads such a folder:
-# (folder, image_encoder: what finds it or None, **policy) -> `LoadedBase`, or (base, weights).
-ARCHITECTURES = {"StableDiffusionPipeline": "e4t_jax.bases.stable_diffusion.folder:open_folder"}
 _RANDOM = "random:"
 _RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -90,8 +87,8 @@ def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
 def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None, policy: dict[str, Any]) -> LoadedBase:
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
-    target = ARCHITECTURES.get(kind or "StableDiffusionPipeline")
-    if target is None:
-        known = ", ".join(ARCHITECTURES)
+    read = registry.find("architecture", kind or "StableDiffusionPipeline")
+    if read is None:
+        known = ", ".join(registry.names("architecture"))
         raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
-    return LoadedBase(*registry.load(target)(folder, image_encoder=image_encoder, **policy))
+    return LoadedBase(*read(folder, image_encoder=image_encoder, **policy))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from e4t_jax.checks import BatchSize, Count, Whole
 from e4t_jax.cli.run import NetworkCommand
 from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.tuning.tune import TuneSettings
@@ -28,19 +29,19 @@ class Config(NetworkCommand):
     """What the step reads: pictures, with VAE and CLIP in the step, or rows that `e4t cache` wrote, with neither."""
     what: Literal["pretrain", "tune", "generate"] = "pretrain"
     """The program: the step of pretraining on all chips of the slice, or what `e4t tune` or `e4t generate` runs on one of them."""
-    per_device_batch: int | None = None
+    per_device_batch: Annotated[int, Whole(1, 10_000)] | None = None
     """Pictures a step on each device (8 where not given), or concepts at once to tune or draw on each (1)."""
     scope: str = "compact"
     """To tune or generate: the scope of the concepts."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """To tune: draws a step, of each concept."""
-    prompts: int = 4
+    prompts: Annotated[int, Whole(1, 1000)] = 4
     """To generate: prompts of each concept."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Over how many devices the base, the weights that learn and their moments are split; 1 keeps them whole on each."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is taken in, one after the other."""
 
 

@@ -24,7 +24,7 @@ class Config(NetworkCommand):
     image_encoder: str | None = None
     """CLIP's, as `e4t pretrain` takes it."""
     data: str = "creatures"
-    """Pictures: creatures, fish, tfds:NAME or folder:DIR."""
+    """Pictures: creatures, fish, tfds:NAME, folder:DIR, or a source's MODULE:FUNCTION."""
     caching: Annotated[CacheSettings, Inline] = CacheSettings()
     processes: Annotated[Processes, Inline] = Processes()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from e4t_jax.checks import Concepts, SamplingSteps, Seed, TuningSteps
 from e4t_jax.cli.cores import use_all_cores
 from e4t_jax.cli.progress import progress
 from e4t_jax.cli.run import Command
@@ -22,13 +23,13 @@ class Config(Command):
 
     out: Path = Path("outputs/demo")
     """Folder for grid.png, metrics.json, the pictures given and the concept files."""
-    concepts: int = 6
+    concepts: Concepts = 6
     """Number of held-out identities."""
-    steps: int = 5
+    steps: TuningSteps = 5
     """Tuning steps."""
-    sampling_steps: int = 25
+    sampling_steps: SamplingSteps = 25
     """Steps of the sampler."""
-    seed: int = 7
+    seed: Seed = 7
     """Seed of the identities, their pictures, the prompts and the noise."""
 
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+from e4t_jax.checks import Concepts, Guidance, SamplingSteps, Whole
 from e4t_jax.cli.cores import use_all_cores
 from e4t_jax.cli.progress import progress
 from e4t_jax.cli.run import Inline, NetworkCommand
@@ -31,17 +32,17 @@ class Config(NetworkCommand):
     """Folder for metrics.json, report.md, grid.png and the concept files."""
     domain: str = "creatures"
     """Domain: "creatures", or a folder that `e4t pretrain` wrote on the creatures' base, of creatures or of fish."""
-    concepts: int = 64
+    concepts: Concepts = 64
     """Number of held-out identities."""
-    prompts: int = 4
+    prompts: Annotated[int, Whole(1, 1000)] = 4
     """Prompts for each of them: contexts and styles that the picture given does not show."""
     given: Literal["picture", "mask", "caption", "both"] = "picture"
     """What tuning is told: the bare picture, as a user's; the others, with the true mask or caption, are for diagnosis."""
     pictures: Literal["photo", "any", "both"] = "both"
     """The pictures given are photos, or in any style, or one after the other (any_style in metrics.json)."""
-    sampling_steps: int = 25
+    sampling_steps: SamplingSteps = 25
     """Steps of the sampler."""
-    guidance: float | None = None
+    guidance: Guidance | None = None
     """Classifier-free guidance; the domain's own where not given."""
     split: Literal["test", "validation"] = "test"
     """Whose identities; choose settings on validation only."""

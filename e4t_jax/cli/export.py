@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from e4t_jax.cli.run import Command
 from e4t_jax.files.concept_files import load_concept
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.interop.diffusers import export_concept
+from e4t_jax.interop.diffusers import ERROR, RANK, export_concept
 from e4t_jax.storage import check_writable
 from e4t_jax.words import PLACEHOLDER
 
@@ -32,9 +32,9 @@ class Config(Command):
     """diffusers: StableDiffusionPipeline.from_pretrained; lora: load_lora_weights; embedding: load_textual_inversion."""
     domain: str = "creatures"
     """The domain that the concept was tuned in."""
-    rank: int | None = None
+    rank: Annotated[int, RANK] | None = None
     """Rank of the LoRA; where it is not given, the smallest that misses no more than --error of the change."""
-    error: float = 0.05
+    error: Annotated[float, ERROR] = 0.05
     """What a LoRA may miss: the relative error of its update, over all kernels; 0 for a full rank."""
     token: str = PLACEHOLDER
     """The concept's word in PyTorch's prompts; give each its own, such as <venus>, to use several exports in one pipeline."""

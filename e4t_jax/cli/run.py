@@ -28,6 +28,11 @@ class Command:
     cache: bool = True
     """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
 
+    @classmethod
+    def with_defaults(cls, arguments: Sequence[str]) -> type[Command]:
+        """The options with the defaults that hold for these arguments: the class itself, or one that inherits from it."""
+        return cls
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkCommand(Command):
@@ -61,7 +66,8 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
 
     from e4t_jax.training.processes import end
 
-    config_type = get_type_hints(main, include_extras=True)["config"]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    config_type = get_type_hints(main, include_extras=True)["config"].with_defaults(arguments)
     config = parse(config_type, arguments, program)
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # a line, without the place in the source
     if config.cache:
@@ -81,6 +87,17 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         end(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
         end("Stopped.")
+
+
+def value_of(arguments: Sequence[str], flag: str) -> str | None:
+    """What a command line gives for a flag, before it is parsed; the last one counts."""
+    found = None
+    for index, word in enumerate(arguments):
+        if word == flag and index + 1 < len(arguments):
+            found = arguments[index + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
 
 
 def parse(config_type: type, arguments: Sequence[str] | None, program: str | None) -> Any:

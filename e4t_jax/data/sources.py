@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,12 +23,14 @@ import numpy as np
 from e4t_jax import registry
 from e4t_jax.data.cache import MANIFEST, CachedRows
 from e4t_jax.data.images import is_mask, read_image
-from e4t_jax.errors import UserError
+from e4t_jax.errors import UserError, reason_of
 from e4t_jax.storage import file_digest
 
 if TYPE_CHECKING:
     import grain.python as grain
 
+_KINDS = ("folder", "cache", "tfds")
+_FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function, the module dotted
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -130,7 +133,8 @@ def open_pictures(
     """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` will know of files that cannot be read.
 
     `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed), "folder:DIR",
-    or "cache:DIR", whose rows are encoded (`data.cache`). With a `split`, only its rows; all views of a picture are on one side.
+    "cache:DIR", whose rows are encoded (`data.cache`), or "MODULE:FUNCTION", which can be imported: (data_dir) -> source. With a
+    `split`, only its rows; all views of a picture are on one side.
 
     Errors: `UserError` for another form, a folder without pictures, or a data set that is not there.
     """
@@ -152,12 +156,13 @@ def open_pictures(
     registered = registry.find("data", spec)
     if registered is not None:
         source = registered(data_dir)
+    elif _FUNCTION.fullmatch(spec) and kind not in _KINDS:
+        source = _open_function(spec, data_dir)
     elif kind == "tfds" and name:
         source = _open_tfds(name, data_dir)
     else:
         known = ", ".join(registry.names("data"))
-        raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR or cache:DIR.", "data")
-
+        raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR, cache:DIR or MODULE:FUNCTION.", "data")
     if split is not None:
         source = _Rows(source, split.rows(len(source)))
     return grain.MapDataset.source(source).map(partial(_convert, spec, size))
@@ -191,6 +196,22 @@ def folder_digest(spec: str) -> str | None:
 def _picture_files(folder: Path) -> list[Path]:
     """What is named as pictures are, masks among them, in the order of the paths."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
+
+
+def _open_function(spec: str, data_dir: str | Path) -> Any:
+    """What the function "module:function" gives.
+
+    Errors: `UserError` when it cannot be imported, or gives no source; its own errors are passed on.
+    """
+    try:
+        function = registry.load(spec)
+    except Exception as error:  # a module runs anything
+        mend = "install its module, or put its folder on PYTHONPATH"
+        raise UserError(f"{spec} cannot be imported ({reason_of(error)}); {mend}.", "data") from None
+    source = function(data_dir) if callable(function) else function
+    if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise UserError(f"{spec} gives {type(source).__name__}, not a source: an object with a length and rows by number.", "data")
+    return source
 
 
 def _open_tfds(name: str, data_dir: str | Path):

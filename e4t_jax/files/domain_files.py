@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
 from e4t_jax.bases import CLIP_FEATURES, Params, open_base
-from e4t_jax.checks import check_range
+from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
 from e4t_jax.storage import (
@@ -39,6 +39,7 @@ from e4t_jax.templates import TEMPLATES
 
 _KIND = "e4t domain"
 _TENSORS = ("encoder", "offsets")
+_BOUNDS = {"scale": SCALE, "regularisation": WEIGHT, "guidance": GUIDANCE}
 _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scale": (int, float),
     "regularisation": (int, float),
@@ -174,7 +175,8 @@ def _read_record(path: Path) -> dict[str, Any]:
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{path}: {name} = {shortened(value)} is of the wrong kind; {_MEND}.")
         try:
-            check_range(name, value)
+            if name in _BOUNDS:
+                check_range(name, value, _BOUNDS[name])
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
     required = [*_FIELDS, *(["digests"] if isinstance(number, int) and number > 1 else [])]

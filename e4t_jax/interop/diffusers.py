@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from e4t_jax import bases
 from e4t_jax.bases import Params, StableDiffusion
-from e4t_jax.checks import check_range
+from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
@@ -35,6 +35,8 @@ from e4t_jax.words import PLACEHOLDER, check_placeholder
 FORMATS = ("diffusers", "lora", "embedding")
 _DTYPES = ("float16", "float32")
 _PROMPTS = 4
+RANK = Whole(1, 10**9)  # beyond a kernel's smaller side it gains nothing, and is not taken
+ERROR = Between(0, 1)
 
 
 class Exported(NamedTuple):
@@ -189,9 +191,8 @@ def lora(domain: Domain, concept: Concept, rank: int | None = None, error: float
     """
     if concept.trainable.unet is not None:
         raise UserError(f"{concept.name} is of scope full, which no LoRA can hold; write a whole model.", "format")
-    if rank is not None:
-        check_range("rank", rank)
-    check_range("error", error)
+    check_range("rank", rank, RANK)
+    check_range("error", error, ERROR)
     sets = [factors for factors in (domain.factors, concept.trainable.factors) if factors]
     kernels = {path: np.asarray(kernel) for path, kernel in domain.base.offset_kernels(domain.params["unet"]).items()}
     changes = {

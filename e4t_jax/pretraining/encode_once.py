@@ -8,16 +8,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key
 
+from e4t_jax import registry
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, LoadedBase, open_base
-from e4t_jax.checks import check_ranges
+from e4t_jax.checks import BatchSize, Seed, Whole, Workers, check_ranges
 from e4t_jax.data.augment import make_views
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, check_name, to_record, write_shard
 from e4t_jax.data.prefetch import read_ahead
@@ -26,7 +27,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.storage import check_writable, write_file
-from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.processes import count_on_all, is_first, largest_of_all, share_of
 
 if TYPE_CHECKING:
@@ -44,15 +45,15 @@ class CacheSettings:
 
     clip_features: Literal["layers", "tokens"] = "layers"
     """What of CLIP's the encoder sees, as `e4t pretrain` will be told."""
-    views: int = 1
+    views: Annotated[int, Whole(1, 1000)] = 1
     """Views kept of each picture: itself first, then crops, every second one flipped."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Pictures encoded at once by each process, over its devices."""
     kept: Literal["float32", "float16"] = "float16"
     """What the numbers are kept in; float16 takes half the space, float32 gives the very losses of a run without cache."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read pictures ahead, beside each of the run's; 0: two of its threads."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the crops."""
 
 
@@ -75,8 +76,7 @@ def cache(
     """
     out, settings = Path(out), settings or CacheSettings()
     check_ranges(settings)
-    where = layout(devices=jax.local_devices())
-    where.check_divides(settings.batch_size)
+    where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     _check_request(data, out)
     loaded = open_base(base, image_encoder, **(policy or {}))
     broken = Broken(say)
@@ -111,7 +111,8 @@ def cache(
 def _check_request(data: str, out: Path) -> None:
     """Errors: `UserError` for data that is encoded already, and a folder that holds a cache or cannot be written."""
     if data.startswith("cache:"):
-        raise UserError(f"{data} is encoded already; give pictures: creatures, fish, tfds:NAME or folder:DIR.", "data")
+        known = ", ".join(registry.names("data"))
+        raise UserError(f"{data} is encoded already; give pictures: {known}, tfds:NAME, folder:DIR or MODULE:FUNCTION.", "data")
     check_name(out, "out")
     if (out / MANIFEST).exists():
         raise UserError(f"{out} holds a cache already; give another folder.", "out")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,12 +26,13 @@ from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import Preview, preview
 from e4t_jax.pretraining.run_log import RunLog
+from e4t_jax.pretraining.settings import DomainSettings, or_preset
 from e4t_jax.pretraining.step import Observers, PretrainSettings, frozen_weights, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
 from e4t_jax.templates import scene_captions, templates
 from e4t_jax.training.checkpoints import Checkpoints
-from e4t_jax.training.parallel import layout
+from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.processes import count_on_all, is_first, share_of
 from e4t_jax.words import tokenize
 
@@ -54,20 +55,6 @@ _MAY_CHANGE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class DomainSettings:
-    """What a domain is, on its base; kept in domain.json."""
-
-    domain_token: str = "creature"
-    """The word that every concept of the domain is one of; one token."""
-    template: str = "creature"
-    """Prompts for pictures without captions, and captions to look for in tuning: neutral, object, face, art or creature."""
-    clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees: class tokens of every second layer (the paper's), or the last layer's patch tokens too."""
-    guidance: float = 4.0
-    """Classifier-free guidance to draw this domain with where a call names none; Stable Diffusion's is 7.5."""
-
-
 def pretrain(
     base: str,
     data: str,
@@ -77,6 +64,7 @@ def pretrain(
     work: str | Path,
     resume: bool = False,
     image_encoder: str | None = None,
+    preset: str | None = None,
     policy: Mapping[str, Any] | None = None,
     tx: optax.GradientTransformation | None = None,
     track: Callable[..., Any] = iter,
@@ -86,30 +74,35 @@ def pretrain(
 ) -> Domain:
     """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
 
-    Every process of a run (`training.distributed`) makes the same call and reads its own share of the pictures.
+    Where `domain` or `settings` are None, those of the preset of `data`, or else of `base`, take their place
+    (`settings.preset_of`), and the library's own where there is none. `preset` is the name to note in run.json where the settings
+    given were made from a preset's.
+
+    Every process of a run (`training.processes`) makes the same call and reads its own share of the pictures.
 
     `work` takes prepared data and checkpoints, of one run only, and is the same folder for all processes; with `resume` the run
     there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `profile`
     leaves a trace of three steps in `work`/tensorboard. `stop` is asked after every step whether to save and end there.
 
-    Errors: `UserError` for names that lead nowhere, settings out of range, a folder that holds another run, or a loss that is not
-    finite; `Stopped` when `stop` said so.
+    Errors: `UserError` for names that lead nowhere, a domain without a word, settings out of range, a folder that holds another
+    run, or a loss that is not finite; `Stopped` when `stop` said so.
     """
-    domain, settings = domain or DomainSettings(), settings or PretrainSettings()
+    domain, settings, taken = or_preset(base, data, domain, settings)
     check_ranges(settings)
     check_ranges(domain)
-    layout(settings.parallel, settings.fsdp).check_divides(settings.batch_size, settings.accumulate)
+    where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
     if is_first():
         check_writable(Path(work), argument="work")
     inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
-    record = _run_record(inputs, domain, settings, own_optimiser=tx is not None)
+    record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
     folder = Path(work) / "checkpoints"
     if is_first():
         check_writable(folder, argument="work", needed=_checkpoint_bytes(inputs.method))
     with Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
         # Not before the run is known to be this one.
-        log = RunLog(Path(work), settings.batch_size, settings.steps, record) if is_first() else None
-        observers = _Observing(inputs, domain, settings, log, say)
+        noted = {**record, "preset": preset or taken}
+        log = RunLog(Path(work), settings.batch_size, settings.steps, noted) if is_first() else None
+        observers = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log, say)
         trainable = pretrain_trainable(
             inputs.method,
             frozen_weights(inputs.loaded.params),
@@ -204,9 +197,11 @@ def _open_inputs(
     )
 
 
-def _run_record(inputs: _Inputs, domain: DomainSettings, settings: PretrainSettings, *, own_optimiser: bool) -> dict[str, Any]:
+def _run_record(
+    inputs: _Inputs, domain: DomainSettings, settings: PretrainSettings, where: Layout, *, own_optimiser: bool
+) -> dict[str, Any]:
     """What a run is, for its checkpoints and run.json: settings, data and base."""
-    record = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": jax.device_count()}
+    record = {**dataclasses.asdict(settings), **dataclasses.asdict(domain), "devices": where.mesh.size}
     data = inputs.source.data
     record |= {"data": data, "pictures": len(inputs.pictures), "files": folder_digest(data), "own_optimiser": own_optimiser}
     record |= {"base": inputs.fingerprint, "scheduler": dict(inputs.loaded.base.scheduler)}
@@ -227,6 +222,7 @@ class _Observing(NamedTuple):
     inputs: _Inputs
     domain: DomainSettings
     settings: PretrainSettings
+    at_once: int  # pictures that one device computes with
     log: RunLog | None
     say: Callable[[str], None]
 
@@ -250,7 +246,7 @@ class _Observing(NamedTuple):
         inputs = self.inputs
         grid, figures = None, {}
         if not inputs.cached:
-            look = registry.find("look", inputs.source.data) or self._first_pictures
+            look = registry.find("preview", inputs.source.data) or self._first_pictures
             grid, figures = look(_domain_of(inputs.source, inputs.loaded, self.domain, self.settings, trainable))
         if inputs.held_out is not None:
             loss = validation_loss(
@@ -258,7 +254,7 @@ class _Observing(NamedTuple):
                 trainable,
                 frozen_weights(inputs.loaded.params),
                 inputs.held_out_batch(),
-                at_once=self.settings.batch_size // jax.device_count(),
+                at_once=self.at_once,
             )
             figures = {**figures, "validation_loss": loss}
         return grid, figures

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jaxtyping import PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
+from e4t_jax.checks import BatchSize, Count, CountOrNone, Rate, Seed, Weight, Workers
+from e4t_jax.domain import Domain
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.machine import check_fits
 from e4t_jax.objective import ConceptBatch, Draws, Frozen, LossWeights, Method, Trainable, draw_timesteps_and_noise, e4t_loss_at
@@ -30,7 +32,7 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.flops import tflop_of
 from e4t_jax.training.loop import Run, TrainState, init_state, train, update
-from e4t_jax.training.parallel import Layout, layout
+from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.profiling import profiled
 
 
@@ -38,32 +40,31 @@ from e4t_jax.training.profiling import profiled
 class PretrainSettings:
     """How a domain is pretrained."""
 
-    STEPS_OF: ClassVar[str] = "training"
-    steps: int = 2400
+    steps: Count = 2400
     """Update steps."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Pictures a step, over all devices."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Rate = 1.6e-5
     """Peak of the learning rate (warm-up, then cosine)."""
-    regularisation: float = 0.001
+    regularisation: Weight = Domain.regularisation
     """λ: weight of the squared length of the word's offset."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
-    fsdp: int = 1
+    fsdp: Count = 1
     """Over how many devices the base, the weights that learn and their moments are split, with jit; 1 keeps them whole on each."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts that a batch is taken in, one after the other, for want of memory; the numbers stay the same."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps from one checkpoint to the next."""
-    watch_every: int = 25
+    watch_every: Count = 25
     """Steps from one look at the loss to the next: a line in metrics.jsonl, and a check that it is finite."""
-    sample_every: int = 500
+    sample_every: CountOrNone = 500
     """Steps from one grid of samples, and one loss on what is held out, to the next; 0: none. A cache has no samples."""
-    held_out: int = 0
+    held_out: CountOrNone = 0
     """Pictures that nothing is learned from, evenly spread over the data: the loss on them is `validation_loss`."""
-    workers: int = 0
+    workers: Workers = 0
     """Processes that read pictures ahead, beside each of the run's; 0: two of its threads. What is learned is the same."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the pictures and the noise."""
 
 
@@ -160,13 +161,12 @@ def pretrain_trainable(
     Errors: `UserError` for a batch that does not divide by the devices, for want of memory, and when the loss is not finite;
     `Stopped`.
     """
-    where = layout(settings.parallel, settings.fsdp)
-    where.check_divides(settings.batch_size, settings.accumulate)
+    where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp)
     tx = tx or optimizers.pretraining(settings.learning_rate, settings.steps)
     step: Any = compile_step(method, tx, LossWeights(settings.regularisation), where, accumulate=settings.accumulate)
     state = _first_state(method, settings, tx, where, checkpoints)
     timed = _TimedStep(step, where, settings.accumulate)
-    key = jax.random.key(settings.seed + 1)
+    _, key = _keys(settings)
     stored = where.unplace if where.parallel == "pmap" else lambda state: state
     with profiled(timed, observers.profile) as watched, contextlib.ExitStack() as held:
 
@@ -178,6 +178,12 @@ def pretrain_trainable(
         run = _run_of(settings, checkpoints, observers, timed, where)
         state = train(run, watched, state, where.place(weights), closed_in_the_end, key=key, stored=stored)
         return where.unplace(state.params)
+
+
+def _keys(settings: PretrainSettings) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Of the weights before the first step, and of the noise of all steps."""
+    weights, noise = jax.random.split(jax.random.key(settings.seed))
+    return weights, noise
 
 
 class _TimedStep:
@@ -218,7 +224,7 @@ def _first_state(
     method: Method, settings: PretrainSettings, tx: optax.GradientTransformation, where: Layout, checkpoints: Checkpoints | None
 ) -> TrainState:
     """The state before the first step, or of the newest checkpoint, on the devices."""
-    begin = jax.device_get(init_state(init_trainable(method, jax.random.key(settings.seed)), tx))
+    begin = jax.device_get(init_state(init_trainable(method, _keys(settings)[0]), tx))
     if checkpoints is None:
         return where.place(begin)
     if where.parallel == "pmap":

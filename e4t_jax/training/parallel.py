@@ -41,12 +41,17 @@ class Layout:
         """How many shares `axis` has."""
         return self.mesh.size if self.parallel == "pmap" else 1
 
-    def check_divides(self, batch_size: int, accumulate: int = 1) -> None:
+    @property
+    def local_size(self) -> int:
+        """How many of the devices are this process's."""
+        return len(self.mesh.local_devices)
+
+    def check_divides(self, batch_size: int, accumulate: int = 1, argument: str = "batch_size") -> None:
         """Errors: `UserError` when a batch cannot be split evenly over the devices, and their shares into `accumulate` parts."""
         parts = self.mesh.size * accumulate
         if batch_size % parts:
             what = f"{self.mesh.size} devices" + (f" × {accumulate} parts" if accumulate > 1 else "")
-            raise UserError(f"{batch_size} does not divide by {what}; choose a multiple of {parts}.", "batch_size")
+            raise UserError(f"{batch_size} does not divide by {what}; choose a multiple of {parts}.", argument)
 
     def sharding(self, leaf: Any) -> jax.NamedSharding:
         """Where a leaf of weights or moments lies: its longest side that divides split over "fsdp", or whole."""
@@ -64,8 +69,7 @@ class Layout:
     def place(self, tree: Any) -> Any:
         """Weights or moments, the same on every process, on the devices as the step wants them."""
         if self.parallel == "pmap":
-            count = jax.local_device_count()
-            return self._to_replicas(jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, *np.shape(leaf))), tree))
+            return self._to_replicas(jax.tree.map(lambda leaf: np.broadcast_to(leaf, (self.local_size, *np.shape(leaf))), tree))
         if jax.process_count() == 1:
             return jax.tree.map(lambda leaf: jax.device_put(leaf, self.sharding(leaf)), tree)
 
@@ -83,7 +87,7 @@ class Layout:
         for leaf in jax.tree.leaves(rows):
             self.check_divides(len(leaf) * jax.process_count())
         if self.parallel == "pmap":
-            return self._to_replicas(jax.tree.map(lambda leaf: leaf.reshape(jax.local_device_count(), -1, *leaf.shape[1:]), rows))
+            return self._to_replicas(jax.tree.map(lambda leaf: leaf.reshape(self.local_size, -1, *leaf.shape[1:]), rows))
         return jax.tree.map(partial(jax.make_array_from_process_local_data, self.batch_sharding()), rows)
 
     def _to_replicas(self, tree: Any) -> Any:
@@ -174,3 +178,38 @@ def layout(parallel: str = "jit", fsdp: int = 1, devices: Sequence[jax.Device] |
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.sharding.Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=axes)
     return Layout("pmap" if parallel == "pmap" else "jit", mesh)
+
+
+def layout_for(
+    batch_size: int,
+    accumulate: int = 1,
+    parallel: str = "jit",
+    fsdp: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    argument: str = "batch_size",
+    say: Callable[[str], None] = lambda line: None,
+) -> Layout:
+    """`layout` for batches of this size: of CPU devices, which are cores, over as many as the batch divides by, which is said where
+    some stay idle; over all accelerators, and all devices of several processes.
+
+    Errors: `UserError` naming `argument` for a batch that does not divide, and those of `layout`.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = fitting_count(len(devices), batch_size, accumulate, fsdp) if _may_idle(devices) else len(devices)
+    where = layout(parallel, fsdp, devices[:count])
+    where.check_divides(batch_size, accumulate, argument)
+    if count < len(devices):
+        used = f"{count} of them {'is' if count == 1 else 'are'} used"
+        say(f"A batch of {batch_size} does not divide by {len(devices)} CPU devices: {used}.")
+    return where
+
+
+def fitting_count(devices: int, batch_size: int, accumulate: int = 1, fsdp: int = 1) -> int:
+    """The largest number of devices, a multiple of `fsdp`, that splits a batch evenly; all of them where there is none."""
+    counts = (count for count in range(devices, 0, -1) if count % fsdp == 0 and batch_size % (count * accumulate) == 0)
+    return next(counts, devices)
+
+
+def _may_idle(devices: Sequence[jax.Device]) -> bool:
+    return jax.process_count() == 1 and devices[0].platform == "cpu"

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
+from e4t_jax.checks import Whole
 from e4t_jax.errors import UserError, reason_of
 
 # Seconds from one sign of life to the next, and without one after which a process counts as lost. JAX itself, which would end the
@@ -47,9 +48,9 @@ class Processes:
 
     coordinator: str | None = None
     """HOST:PORT of process 0, the same for all; "auto" asks the cluster, which Slurm, Open MPI and GKE need no flag for."""
-    num_processes: int | None = None
+    num_processes: Annotated[int, Whole(1, 1_000_000)] | None = None
     """How many processes there are, where no cluster says so."""
-    process_id: int | None = None
+    process_id: Annotated[int, Whole(0, 999_999)] | None = None
     """Which of them this is, from 0, where no cluster says so."""
 
 

@@ -20,7 +20,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.checks import check_ranges
+from e4t_jax.checks import BatchSize, Rate, Seed, TuningSteps, Weight, check_ranges
 from e4t_jax.objective import INITIAL_PARTS, ConceptBatch, Frozen, LossWeights, Method, Trainable, e4t_loss, mean_prediction
 from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state, update
@@ -35,20 +35,20 @@ class TuneSettings:
 
     scope: str = "compact"
     """What is tuned: compact (kilobytes), head (the encoder too) or full (all U-Net weights too)."""
-    steps: int = 5
+    steps: TuningSteps = 5
     """Tuning steps; 0 uses the encoder alone."""
-    batch_size: int = 16
+    batch_size: BatchSize = 16
     """Draws of a view, a prompt, a timestep and noise in each step."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of views, noise and timesteps."""
     mask: Literal["auto", "none", "file"] = "auto"
     """What limits the loss to the concept: an alpha channel or NAME.mask.png beside a picture where there is one (auto), or
     in any case (file), or nothing (none)."""
-    learning_rate: float | None = None
+    learning_rate: Rate | None = None
     """Length of the first step of each factor, or weight of encoder and U-Net; the scope's own where not given."""
-    word_rate: float | None = None
+    word_rate: Rate | None = None
     """Length of the first step of the word's residual in scope compact; the scope's own where not given."""
-    regularisation: float | None = None
+    regularisation: Weight | None = None
     """λ, the weight of the squared length of the word's offset; the domain's own where not given."""
 
     def recipe(self, regularisation: float) -> Recipe:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from e4t_jax.checks import check_range
+from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike
 from e4t_jax.domain import Domain, name_of
@@ -33,6 +33,7 @@ from e4t_jax.tuning.results import Outcome
 from e4t_jax.tuning.tune import TuneSettings
 
 _AHEAD = 64  # pictures that are read and wait; more are read when there is room
+_MAX_BATCH, _MAX_WAIT = Whole(1, 65_536), Between(0, 3600)
 _FULL = 0.75  # of a call are pictures, and no filling, or a smaller one is made
 
 
@@ -68,8 +69,8 @@ class Tuner:
         max_wait: float = 0.01,
         **changes: Any,
     ):
-        check_range("max_batch", max_batch)
-        check_range("max_wait", max_wait)
+        check_range("max_batch", max_batch, _MAX_BATCH)
+        check_range("max_wait", max_wait, _MAX_WAIT)
         self._tuning, self._caption, self._max_wait = domain.tuning(settings, **changes), caption, max_wait
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
         example = picture_input(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)

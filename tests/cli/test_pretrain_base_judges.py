@@ -19,6 +19,7 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
     from e4t_jax.cli import pretrain
     from e4t_jax.files.domain_files import load_domain
     from e4t_jax.pretraining import pretrain as pretraining
+    from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
@@ -27,7 +28,7 @@ def test_pretrain_writes_a_domain_and_resumes(domain, tmp_path, monkeypatch):
         pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "pictures" / f"{index}.png")
     common = {"base": str(tmp_path / "base"), "data": f"folder:{tmp_path / 'pictures'}"}
-    common["domain"] = pretraining.DomainSettings(template="neutral")
+    common["domain"] = DomainSettings("creature")
     settings = partial(PretrainSettings, steps=4, batch_size=2)
     for name in ("jit", "pmap"):
         pretrain.main(pretrain.Config(tmp_path / name, work=tmp_path / f"work_{name}", training=settings(parallel=name), **common))
@@ -61,7 +62,7 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
     Four pictures are held out: the loss on them, and samples of them, are looked at in one of the runs."""
     from e4t_jax import bases
     from e4t_jax.cli import pretrain
-    from e4t_jax.pretraining.pretrain import DomainSettings
+    from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
 
     bases.save_folder(tmp_path / "base", domain.base, domain.params)
@@ -76,7 +77,7 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
         settings = PretrainSettings(
             steps=10, batch_size=2, watch_every=1, sample_every=10 if not workers else 0, held_out=4, workers=workers
         )
-        common = {"base": str(tmp_path / "base"), "data": f"folder:{pictures}", "domain": DomainSettings(template="neutral")}
+        common = {"base": str(tmp_path / "base"), "data": f"folder:{pictures}", "domain": DomainSettings("creature")}
         work = tmp_path / f"work_{workers}"
         pretrain.main(pretrain.Config(tmp_path / f"out_{workers}", work=work, training=settings, **common))
         said = capsys.readouterr().err
@@ -99,13 +100,13 @@ def test_a_twentieth_of_a_folder_may_be_broken(domain, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_base_is_trained_and_written(tmp_path):
-    """All three stages for two steps each; the folder is read back, and a finished run has nothing left to do."""
+    """All stages for two steps each, one on one device of two; the folder is read back, a finished run has nothing to do."""
     from e4t_jax import bases
     from e4t_jax.cli import base
     from e4t_jax.creatures.learning.base_stages import BaseSettings
 
     steps = {"autoencoder_steps": 2, "denoiser_steps": 2, "contrast_steps": 2}
-    batches = {"autoencoder_batch": 4, "batch_size": 4, "contrast_batch": 4}
+    batches = {"autoencoder_batch": 3, "batch_size": 4, "contrast_batch": 4}
     config = base.Config(tmp_path / "base", work=tmp_path / "work", training=BaseSettings(pictures=64, **batches, **steps))
     base.main(config)
     written = {path.relative_to(tmp_path): path.read_bytes() for path in (tmp_path / "base").rglob("*.safetensors")}

@@ -162,6 +162,28 @@ def test_a_registered_source_is_split_too(tmp_path, monkeypatch):
     assert greys_of(held) == [0, 40] and greys_of(learned) == [20, 60, 80]
 
 
+def test_a_function_that_can_be_imported_needs_no_name(tmp_path):
+    rows = open_pictures(f"{__name__}:greys", SIZE, tmp_path)
+    assert len(rows) == 5 and rows[0]["image"].shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nowhere:open", "nowhere:open cannot be imported .*No module named 'nowhere'.*PYTHONPATH"),
+        (f"{__name__}:nothing", "cannot be imported .*has no attribute 'nothing'"),
+        (f"{__name__}:SIZE", "gives int, not a source"),
+        ("os:getcwdb().x", "is unknown; give creatures, fish, tfds:NAME, folder:DIR, cache:DIR or MODULE:FUNCTION"),
+        ("bogus", "is unknown; give creatures, fish, tfds:NAME, folder:DIR, cache:DIR or MODULE:FUNCTION"),
+        ("folder:", "is unknown"),
+    ],
+)
+def test_what_opens_no_source_is_one_line(spec, said, tmp_path):
+    with pytest.raises(UserError, match=said) as error:
+        open_pictures(spec, SIZE, tmp_path)
+    assert error.value.argument == "data"
+
+
 def greys(folder):
     """Five pictures of one grey each."""
     return [{"image": np.full((SIZE, SIZE, 3), 20 * row, np.uint8)} for row in range(5)]

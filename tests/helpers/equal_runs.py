@@ -22,7 +22,6 @@ from e4t_jax.testing import tiny_domain
 from e4t_jax.training import parallel
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.processes import Processes, end, is_first, joined, stop_of_all
-from e4t_jax.words import tokenize
 
 parallel._SMALL = 64  # so that "fsdp" splits what a tiny domain has
 
@@ -59,7 +58,7 @@ def main():
         def batches(first):
             return training_batches(
                 pictures(domain.base.image_size),
-                lambda words: tokenize(domain.base.tokenizer, words),
+                domain.tokenize,
                 templates("neutral"),
                 batch_size=16,
                 seed=0,

@@ -59,7 +59,8 @@ def run_pretraining(folder, resume):
     numbers = {"steps": _STEPS, "batch-size": 2, "checkpoint-every": _EVERY}
     arguments = ["--base", world / "base", "--data", f"folder:{world / 'pictures'}", "--work", folder, "--out", folder / "out"]
     arguments += [word for name, number in numbers.items() for word in (f"--{name}", number)]
-    run_command(pretrain.main, [str(word) for word in (*arguments, "--template", "neutral", *(["--resume"] if resume else []))])
+    arguments += ["--domain-token", "creature", *(["--resume"] if resume else [])]
+    run_command(pretrain.main, [str(word) for word in arguments])
 
 
 RUNS = {"toy": run_toy, "pretraining": run_pretraining}

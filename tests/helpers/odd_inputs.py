@@ -42,7 +42,7 @@ def export(world: World, more=()):
 
 
 def pretrain(world: World, more=()):
-    small = ["--steps", "2", "--batch-size", "2", "--template", "neutral", "--checkpoint-every", "1"]
+    small = ["--steps", "2", "--batch-size", "2", "--domain-token", "creature", "--checkpoint-every", "1"]
     return ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--work", "work", *small, *more]
 
 

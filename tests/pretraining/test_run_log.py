@@ -1,5 +1,6 @@
 """The files of a run that other programs read."""
 
+import dataclasses
 import itertools
 import json
 import time
@@ -12,10 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from e4t_jax import registry
 from e4t_jax.cli import pretrain
+from e4t_jax.creatures.presets import creatures
 from e4t_jax.creatures.world import dataset
 from e4t_jax.pretraining import run_log as watching
 from e4t_jax.pretraining.run_log import RunLog
-from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.training import flops as speed
 
 
@@ -92,9 +93,10 @@ def few_creatures(data_dir):
 def test_a_run_of_the_embedded_world_is_watched_from_tensorboard(tmp_path, monkeypatch):
     """Six steps on sixteen creatures: scalars, likeness to validation identities, grids every three steps, and a trace."""
     monkeypatch.setitem(registry._ENTRIES["data"], "creatures", f"{__name__}:few_creatures")
-    settings = PretrainSettings(steps=6, batch_size=4, watch_every=2, sample_every=3)
+    preset = creatures()
+    settings = dataclasses.replace(preset.training, steps=6, batch_size=4, watch_every=2, sample_every=3)
     work = tmp_path / "work"
-    pretrain.main(pretrain.Config(tmp_path / "domain", work=work, profile=True, training=settings))
+    pretrain.main(pretrain.Config(tmp_path / "domain", work=work, profile=True, domain=preset.domain, training=settings))
     events = read_events(work / "tensorboard")
     lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
     losses = [(line["step"], pytest.approx(line["loss"])) for line in lines if "loss" in line]

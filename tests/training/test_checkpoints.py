@@ -18,7 +18,8 @@ from e4t_jax.cli.run import run as run_command
 from e4t_jax.errors import Stopped, UserError
 from e4t_jax.pretraining import pretrain as pretraining
 from e4t_jax.pretraining import step
-from e4t_jax.pretraining.pretrain import DomainSettings, pretrain
+from e4t_jax.pretraining.pretrain import pretrain
+from e4t_jax.pretraining.settings import DomainSettings
 from e4t_jax.pretraining.step import PretrainSettings
 from e4t_jax.testing import write_tiny_world
 from e4t_jax.training.checkpoints import Checkpoints
@@ -308,7 +309,7 @@ def go(world, work, settings=SETTINGS, domain=None, *, base=None, data=None, **o
     return pretrain(
         str(base or world.base),
         data or f"folder:{world.pictures}",
-        domain or DomainSettings(template="neutral"),
+        domain or DomainSettings("creature"),
         settings,
         work=work,
         **options,
@@ -328,8 +329,8 @@ def test_a_run_goes_on_only_as_the_run_it_is(world, cheap, tmp_path):
     shutil.copytree(world.pictures, pictures)
     for what, options in {
         "scheduler": {"base": other.base},
-        "domain_token": {"domain": DomainSettings("cat", "neutral")},
-        "template": {"domain": DomainSettings(template="object")},
+        "domain_token": {"domain": DomainSettings("cat")},
+        "template": {"domain": DomainSettings("creature", "object")},
         "data": {"data": f"folder:{pictures}"},
         "seed": {"settings": dataclasses.replace(SETTINGS, seed=1)},
         "learning_rate": {"settings": dataclasses.replace(SETTINGS, learning_rate=1e-3)},
@@ -360,12 +361,12 @@ def test_a_mistake_is_said_before_a_run_is_touched(world, cheap, tmp_path):
     go(world, work)
     before = content_of(work)
     for options in (
-        {"domain": DomainSettings(template="bogus")},
-        {"domain": DomainSettings("two words", "neutral")},
+        {"domain": DomainSettings("creature", "bogus")},
+        {"domain": DomainSettings("two words")},
         {"data": "folder:/nowhere"},
         {"data": "bogus"},
         {"base": tmp_path / "nowhere"},
-        {"settings": dataclasses.replace(SETTINGS, batch_size=3)},
+        {"settings": dataclasses.replace(SETTINGS, accumulate=4)},
         {"settings": dataclasses.replace(SETTINGS, batch_size=400)},
         {"settings": dataclasses.replace(SETTINGS, steps=0)},
         {"settings": dataclasses.replace(SETTINGS, seed=-1)},
@@ -386,8 +387,8 @@ def call(*arguments):
 
 
 def arguments(world, folder, *more):
-    fixed = ("--base", world.base, "--data", f"folder:{world.pictures}", "--batch-size", 2, "--steps", 20, "--template", "neutral")
-    return ("--out", folder / "out", "--work", folder / "work", *fixed, "--checkpoint-every", 5, *more)
+    fixed = ("--base", world.base, "--data", f"folder:{world.pictures}", "--domain-token", "creature", "--batch-size", 2)
+    return ("--out", folder / "out", "--work", folder / "work", *fixed, "--steps", 20, "--checkpoint-every", 5, *more)
 
 
 @pytest.mark.compiles

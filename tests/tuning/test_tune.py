@@ -14,7 +14,6 @@ from e4t_jax.objective import LossWeights, e4t_loss
 from e4t_jax.tuning import batching
 from e4t_jax.tuning.scopes import SCOPES
 from e4t_jax.tuning.tune import Recipe, TuneSettings, Views, draw_batch, start, tune_one
-from e4t_jax.words import tokenize
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def inputs(domain):
         jax.random.normal(keys[1], (domain.base.feature_count(), domain.base.clip_width)),
         jnp.ones((2, *domain.base.latent_shape[:2])),
     )
-    return views, tuple(jnp.asarray(part) for part in tokenize(domain.base.tokenizer, ["*s", "a photo of *s"]))
+    return views, tuple(jnp.asarray(part) for part in domain.tokenize(["*s", "a photo of *s"]))
 
 
 FEW = {"steps": 1, "caption": "a photo of *s"}  # what compiles soonest

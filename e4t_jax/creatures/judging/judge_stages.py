@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
+from e4t_jax.checks import Count, CountOrNone, Seed
 from e4t_jax.creatures.judging import judge_losses as losses
 from e4t_jax.creatures.judging.judges import JUDGES, WHO_IS_IT, flatten_judge
 from e4t_jax.creatures.world.attributes import Record, sample_identities, sample_scenes
@@ -39,19 +40,19 @@ _SOURCES = {
 class JudgeSettings:
     """How the judges are trained."""
 
-    identities: int = 4096
+    identities: Count = 4096
     """Identities of either class to learn from, six pictures each."""
-    identity_steps: int = 2000
+    identity_steps: CountOrNone = 2000
     """Steps of each identity judge, at 129 pictures a step."""
-    scenes: int = 32768
+    scenes: Count = 32768
     """Pictures for the scene judge to learn from, an identity each."""
-    scene_steps: int = 4000
+    scene_steps: CountOrNone = 4000
     """Steps of the scene judge, at 128 pictures a step."""
-    creatures: int = 524288
+    creatures: Count = 524288
     """Pictures for the attribute judge to learn from, an identity each."""
-    attribute_steps: int = 36000
+    attribute_steps: CountOrNone = 36000
     """Steps of the attribute judge, at 256 pictures a step."""
-    seed: int = 77
+    seed: Seed = 77
     """Seed of the weights, the pictures and the order of training."""
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from e4t_jax.bases import Params, StableDiffusion, save_folder
 from e4t_jax.bases.scheduler_config import noise_schedule
+from e4t_jax.checks import BatchSize, Count, CountOrNone, Seed
 from e4t_jax.creatures.learning import base_losses as losses
 from e4t_jax.creatures.world.captions import write_captions
 from e4t_jax.creatures.world.pictures import as_floats, draw_pictures, look_alikes, records, shuffled
@@ -29,10 +30,12 @@ from e4t_jax.storage import fingerprint
 from e4t_jax.training import optimizers
 from e4t_jax.training.checkpoints import Checkpoints
 from e4t_jax.training.loop import Loss, Run, init_state, step_of, train
-from e4t_jax.training.parallel import layout
+from e4t_jax.training.parallel import layout_for
 
 _CAPTION_SETS = 4  # of the same pictures, in turn: a picture is not always described in the same words
 _AHEAD = 4  # batches made while a step runs
+# Stage -> the setting that says how many pictures are in a batch of it.
+_BATCHES = {"autoencoder": "autoencoder_batch", "denoiser": "batch_size", "contrast": "contrast_batch"}
 _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
 
 
@@ -40,21 +43,21 @@ _RATES = {"autoencoder": 2e-3, "denoiser": 1e-3, "contrast": 1e-3}
 class BaseSettings:
     """How the base model is trained."""
 
-    pictures: int = 262144
+    pictures: Count = 262144
     """Pictures to draw for training."""
-    autoencoder_steps: int = 12000
+    autoencoder_steps: CountOrNone = 12000
     """Steps of the autoencoder."""
-    autoencoder_batch: int = 64
+    autoencoder_batch: BatchSize = 64
     """Pictures a step of the autoencoder."""
-    denoiser_steps: int = 40000
+    denoiser_steps: CountOrNone = 40000
     """Steps of the U-Net with its text encoder."""
-    batch_size: int = 256
+    batch_size: BatchSize = 256
     """Pictures a step of the U-Net."""
-    contrast_steps: int = 4000
+    contrast_steps: CountOrNone = 4000
     """Steps of the image encoder."""
-    contrast_batch: int = 256
+    contrast_batch: BatchSize = 256
     """Pictures a step of the image encoder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the pictures and the order of training."""
 
 
@@ -63,11 +66,14 @@ def train_base(
 ) -> None:
     """All stages, from `params`; writes the base to `out` after each of them. `track(items, description)` wraps long loops.
 
-    Errors: `UserError` for fewer pictures than a batch holds, and those of `training.checkpoints` and `training.loop`.
+    Errors: `UserError` for fewer pictures than a batch holds and a batch that does not divide by the devices, and those of
+    `training.checkpoints` and `training.loop`.
     """
     most = max(settings.autoencoder_batch, settings.batch_size)
     if settings.pictures < most:
         raise UserError(f"{settings.pictures} is less than a batch of {most}; give more.", "pictures")
+    for argument in _BATCHES.values():
+        layout_for(getattr(settings, argument), argument=argument)
     fit = partial(_fit, base, params, settings, work, track, say)
     pictures = draw_pictures(work, settings.seed, settings.pictures, partial(track, description="drawing"))
 
@@ -133,7 +139,8 @@ def _fit(
     tx = optimizers.base_model(_RATES[name], steps)
     facts = {**dataclasses.asdict(settings), "steps": steps, "start": fingerprint(params)}
     with Checkpoints(work / name, facts, resume=True, may_change=_others(name), say=say) as checkpoints:
-        where, state = layout(), init_state(start, tx, average=True)
+        where = layout_for(getattr(settings, _BATCHES[name]), argument=_BATCHES[name], say=say)
+        state = init_state(start, tx, average=True)
         restored = checkpoints.restore(state)
         # By way of the host: the step donates its state, and the caller's own arrays must survive that.
         state = where.place(jax.device_get(state if restored is None else restored))

@@ -23,6 +23,7 @@ from e4t_jax import bases
 from e4t_jax.bases import Base, Params, StableDiffusion
 from e4t_jax.creatures.judging.judges import judge, load_judges
 from e4t_jax.creatures.judging.personalisation_trial import held_out, judge_pictures, tune_trial
+from e4t_jax.creatures.presets import creatures
 from e4t_jax.creatures.world.attributes import BODY_HUES, CONTEXTS, EYES, STYLES
 from e4t_jax.creatures.world.captions import EYE_WORDS, describe, sentence
 from e4t_jax.creatures.world.pictures import as_floats, records
@@ -33,7 +34,6 @@ from e4t_jax.pretraining.step import init_trainable
 from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER
 
-_GUIDANCE = 4.0  # of all pictures drawn here, as of domains where a call names none
 # Steps add up over hundreds, and offsets that go far draw the picture given instead of its creature.
 _REACH = TuneSettings(word_rate=0.015, learning_rate=0.003)
 
@@ -62,7 +62,8 @@ def untrained_domain(base: Base, params: Params) -> Domain:
     trainable = init_trainable(make_method(base, "creature"), jax.random.key(0))
     assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
-    return Domain("", "creature", base, params, encoder, trainable.factors, regularisation=0.0, guidance=_GUIDANCE)
+    of = creatures().domain
+    return Domain("", of.domain_token, base, params, encoder, trainable.factors, regularisation=0.0, guidance=of.guidance)
 
 
 def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dict[str, float]:

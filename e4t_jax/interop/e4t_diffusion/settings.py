@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from e4t_jax import bases
-from e4t_jax.checks import RANGES
+from e4t_jax.checks import SCALE, WEIGHT, Between
+from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
 from e4t_jax.templates import templates
 from e4t_jax.words import PLACEHOLDER
@@ -50,8 +51,8 @@ def read_settings(file: Path) -> CheckpointSettings:
     return CheckpointSettings(
         is_tuned="pretrained_args" in own,
         domain_token=token,
-        scale=_number(file, settings, "domain_embed_scale", "scale", 0.1),
-        regularisation=_number(file, settings, "reg_lambda", "regularisation", 0.01),
+        scale=_number(file, settings, "domain_embed_scale", SCALE, Domain.scale),
+        regularisation=_number(file, settings, "reg_lambda", WEIGHT, Domain.regularisation),
         prompt=prompt,
         template=template,
         holds_prompt=holds_prompt,
@@ -76,9 +77,9 @@ def template_of(prompt: str | None, domain_token: str) -> tuple[str, bool]:
     return ("art" if "style" in spoken else kind), False
 
 
-def _number(file: Path, settings: Mapping[str, Any], name: str, ours: str, default: float) -> float:
-    """A number of the settings; `ours` is the argument whose range it must be in."""
+def _number(file: Path, settings: Mapping[str, Any], name: str, within: Between, default: float) -> float:
+    """A number of the settings, within the bounds of what it is here."""
     value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value not in RANGES[ours]:
-        raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {RANGES[ours]}.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or value not in within:
+        raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {within}.")
     return float(value)
