@@ -1,9 +1,12 @@
 """What can be asked for by name, as "module:function", imported on demand: nothing below the embedded world imports it.
 
-base    name -> () -> folder of a base model
-domain  name -> () -> folder of a domain
-data    name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
-look    name of data -> (domain that is learned on it) -> a `looks.Look` at it, where another than `looks.look_at` is wanted
+    base    name -> () -> folder of a base model
+    domain  name -> () -> folder of a domain
+    data    name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
+    look    name of data -> (domain that is learned on it) -> a `pretraining.previews.Look` at it, in place of
+            `pretraining.previews.look_at`
+
+Another package adds its own names with `register`.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Personal(NamedTuple):
 
 
 def draw(run: Drawing, own: Personal) -> Float[Array, "prompts h w 3"]:
-    """One concept in every prompt, decoded to pictures in [-1, 1]; over many concepts: `chunks`."""
+    """One concept in every prompt, decoded to pictures in [-1, 1]; over many concepts: `tuning.batching`."""
     latents, _ = sample_latents(
         run.method,
         run.sampler,

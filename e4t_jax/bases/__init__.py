@@ -1,4 +1,4 @@
-"""Text-to-image models: what the method asks of one (`protocol`), where it is found (`registry`), and Stable Diffusion's."""
+"""Text-to-image models: what the method asks of one (`protocol`), where it is found (`load`), and Stable Diffusion's."""
 
 from e4t_jax.bases.formats import Weights, load_pickled, read_json
 from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder

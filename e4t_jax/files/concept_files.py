@@ -1,8 +1,9 @@
 """A concept on disk: one small file.
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
-`bits`, the factors are quantised (`quantise`). All rows lie in one tensor and all columns in another, each with a scale a kernel,
-in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and carries a checksum.
+`bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
+for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
+carries a checksum.
 """
 
 from __future__ import annotations
@@ -28,7 +29,12 @@ _SIDES = ("rows", "columns")
 
 
 def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
-    """Writes a concept as its scope says, or all of it as `dtype`; returns the size of the file in bytes.
+    """Writes a concept to a file, whole or not at all; returns the file's size in bytes.
+
+    Args:
+        path: The file, as a rule `NAME.safetensors`.
+        concept: The concept.
+        dtype: Of every number in the file; where not given, float16, with the factors in the few bits that the scope names.
 
     Errors: `UserError` when it cannot be written, or holds numbers that the file cannot.
     """
@@ -90,7 +96,11 @@ def _dequantised(flat: dict[str, np.ndarray], header: dict[str, Any]) -> Factors
 
 
 def load_concept(path: str | Path, domain: str | None = None) -> Concept:
-    """Reads a concept; `domain`, where given, is the fingerprint that it must have been tuned in.
+    """Reads a concept that `save_concept` wrote, and verifies its checksum.
+
+    Args:
+        path: The file; its name without the ending is the concept's.
+        domain: Where given, the fingerprint (`Domain.fingerprint`) of the domain that it must have been tuned in.
 
     Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
     """

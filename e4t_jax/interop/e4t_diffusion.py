@@ -37,7 +37,7 @@ def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def template_of(prompt_template: str | None, domain_token: str) -> tuple[str, bool]:
-    """The kind of captions (`prompts.TEMPLATES`) nearest to a checkpoint's prompts, and whether it holds them.
+    """The kind of captions (`templates.TEMPLATES`) nearest to a checkpoint's prompts, and whether it holds them.
 
     One prompt of its own has no list here: the kind is then the domain word's where that list holds the prompt, or another that
     does.

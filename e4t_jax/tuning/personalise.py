@@ -32,7 +32,7 @@ PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between 
 
 
 class Captions(NamedTuple):
-    """The captions that a picture may have: `prompts.scene_captions`, as tokens."""
+    """The captions that a picture may have: `templates.scene_captions`, as tokens."""
 
     ids: Int[Array, "media places length"]
     placeholder: Bool[Array, "media places length"]

@@ -1,8 +1,10 @@
 """What tuning may change: one row a scope.
 
-compact   the word's residual r and rank-1 factors of Δ, in a few bits each; the encoder stays the domain's: some kilobytes
-head      the encoder and rank-3 factors
-full      the encoder, rank-3 factors and every weight of the U-Net: the paper's literal form
+    compact   the word's residual r and rank-1 factors of Δ, in a few bits each; the encoder stays the domain's: some kilobytes
+    head      the encoder and rank-3 factors
+    full      the encoder, rank-3 factors and every weight of the U-Net: the paper's literal form
+
+A row of `SCOPES` is all that there is of a scope.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from e4t_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The parts that learn, and how long their steps are (see `training.tune`); rates were chosen on validation identities."""
+    """The parts that learn, and how long their steps are (see `tuning.tune`); rates were chosen on validation identities."""
 
     rank: int  # of the concept's own factors
     learning_rate: float  # of factors, encoder and U-Net
