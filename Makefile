@@ -7,7 +7,7 @@ PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # The newest Python there is, for the newest of everything.
 NEWEST ?= $(lastword $(sort $(foreach minor,3.13 3.14,$(shell command -v python$(minor))) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python)))
 
-.PHONY: setup demo test test-fast test-full fuzz newest test-newest test-flax wheel lint base judges pretrain pretrain-fish evaluate bench clean
+.PHONY: setup demo test test-fast test-full fuzz newest test-newest test-flax wheel lint docs base judges pretrain pretrain-fish evaluate bench clean
 
 setup: $(STAMP)
 
@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch .venv/.tested
 
 demo: setup ## personalise six creatures from one picture each; look at outputs/demo/grid.png
-	$(BIN)/python -m infer.demo
+	$(BIN)/e4t demo
 
 test: .venv/.tested ## the tests, 12 to 13 minutes on two cores
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -65,18 +65,28 @@ lint: .venv/.tested ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv-docs/.installed ## documents and API pages as a site, build/site/index.html; a broken link or reference is an error
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+# The extra alone, without the package: no page needs it imported.
+.venv-docs/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -c \
+		'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch .venv-docs/.installed
+
 base: setup ## train the embedded world's base model from scratch
-	$(BIN)/python -m train.base --out e4t_jax/creatures/assets/base
+	$(BIN)/e4t train-base --out e4t_jax/creatures/assets/base
 
 judges: setup ## train the embedded world's judges
-	$(BIN)/python -m train.judges --out e4t_jax/creatures/assets/judges
+	$(BIN)/e4t train-judges --out e4t_jax/creatures/assets/judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
-	$(BIN)/python -m train.pretrain --out e4t_jax/creatures/assets/creatures --resume \
+	$(BIN)/e4t pretrain --out e4t_jax/creatures/assets/creatures --resume \
 		--steps 5000 --batch-size 64 --regularisation 1e-4 --clip-features tokens
 
-pretrain-fish: setup ## pretrain a second domain by the same recipe, in half an hour: fish, in outputs/fish; then infer.evaluate --domain outputs/fish
-	$(BIN)/python -m train.pretrain --data fish --out outputs/fish --resume \
+pretrain-fish: setup ## pretrain a second domain by the same recipe, in half an hour: fish, in outputs/fish; then e4t evaluate --domain outputs/fish
+	$(BIN)/e4t pretrain --data fish --out outputs/fish --resume \
 		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
 
 bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes
@@ -84,7 +94,7 @@ bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a
 	$(BIN)/python benchmarks/versus_pytorch.py
 
 evaluate: setup ## measure five steps on 64 held-out creatures
-	$(BIN)/python -m infer.evaluate
+	$(BIN)/e4t evaluate
 
 clean:
-	rm -rf .venv .venv-newest .venv-flax .venv-wheel outputs build dist *.egg-info
+	rm -rf .venv .venv-newest .venv-wheel .venv-docs .venv-flax outputs build dist *.egg-info

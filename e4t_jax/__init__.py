@@ -1,9 +1,11 @@
 """E4T in JAX: personalise a text-to-image model from one picture in five steps (arXiv 2302.12228).
 
-import e4t_jax as e4t
-domain = e4t.load_domain("creatures")
-concepts = domain.tune(["venus.png", "ada.png"], steps=5)
-images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
+    import e4t_jax as e4t
+    domain = e4t.load_domain("creatures")
+    concepts = domain.tune(["venus.png", "ada.png"], steps=5)
+    images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
+
+`__all__` names what is public; every module documents the rest for those who extend it.
 """
 
 from importlib import import_module, metadata

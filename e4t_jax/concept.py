@@ -15,12 +15,12 @@ from e4t_jax.objective import Trainable
 class Concept(NamedTuple):
     """One concept of one domain; pytrees of JAX or NumPy arrays."""
 
-    name: str
-    scope: str
+    name: str  # its file's, without the ending
+    scope: str  # what was tuned: a key of `tuning.scopes.SCOPES`
     domain: str  # fingerprint of the domain it was tuned in
-    trainable: Trainable
-    folded: Float[Array | np.ndarray, " clip_width"]
-    origin: str = ""  # a checksum of picture and settings: what would be made of the same again, is this
+    trainable: Trainable  # what was tuned
+    folded: Float[Array | np.ndarray, " clip_width"]  # all that the encoder's prediction owes to the picture (`objective.fold`)
+    origin: str = ""  # a checksum of picture and settings: the same again would give this concept
 
     def __repr__(self) -> str:
         numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))

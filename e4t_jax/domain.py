@@ -1,8 +1,10 @@
 """A pretrained domain: a base model, the encoder and weight offsets learned on it, and what a user does with them.
 
-domain = load_domain("creatures")
-concepts = domain.tune(["venus.png", "ada.png"], steps=5)
-images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
+    domain = load_domain("creatures")
+    concepts = domain.tune(["venus.png", "ada.png"], steps=5)
+    images = domain.generate(concepts, ["a photo of *s in the snow"], seed=0)
+
+`files.domain_files` reads and writes one; `pretraining` makes one.
 """
 
 from __future__ import annotations
@@ -44,18 +46,18 @@ Track = Callable[[Iterable], Iterable]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Domain:
-    """Base, encoder and offsets; all arrays, nothing hidden."""
+    """A domain: a base model, and the encoder and weight offsets learned on it. Arrays and settings, no state."""
 
-    base_name: str
-    domain_token: str
-    base: Base
+    base_name: str  # as `load_base` found it
+    domain_token: str  # the word that every concept of the domain is one of
+    base: Base  # the model without its weights
     params: Params  # the base's weights
-    encoder: Params
-    factors: Factors
-    scale: float = 0.1
+    encoder: Params  # weights of `encoder.ConceptEncoder`
+    factors: Factors  # of the domain's weight offsets
+    scale: float = 0.1  # s of e* = e_d + s E
     regularisation: float = 0.01  # λ of pretraining, and of tuning
     guidance: float = 7.5  # classifier-free, where a call names none
-    template: str = "neutral"  # the kind of captions to look for (`prompts.SCENES`)
+    template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
@@ -65,6 +67,7 @@ class Domain:
 
     @cached_property
     def method(self) -> Method:
+        """The modules, the noise schedule and the numbers of the loss, as the functions of `objective` take them."""
         return make_method(self.base, self.domain_token, self.scale, self.clip_features)
 
     @property
@@ -88,6 +91,7 @@ class Domain:
 
     @cached_property
     def fingerprint(self) -> str:
+        """A checksum of base, encoder and offsets, by which a concept knows its domain."""
         unet = self.stored["unet"]
         # Stable Diffusion's first layer tells its versions apart; of another model, all is read.
         return fingerprint({"conv_in": unet["conv_in"]} if "conv_in" in unet else unet, self.encoder, self.factors)
@@ -102,11 +106,17 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> list[Concept]:
-        """Concepts of pictures (files, PIL pictures or arrays), several tuned at once by one compiled call.
+        """Concepts of pictures, one a picture, several tuned at once by one compiled call.
 
-        `changes` are single fields of `settings`: `domain.tune(paths, steps=5)`. `caption` tells what the pictures show around
-        `*s` ("a photo of *s in a meadow"), one for all or one a picture; where not given, the base reads it off each picture
-        (`captioning`). `names` are those of the concepts; files lend theirs. `track` wraps the loop over the concepts.
+        Args:
+            images: Files, PIL pictures or arrays (uint8, or floats in [0, 1]); an alpha channel, or `NAME.mask.png` beside
+                `NAME.png`, limits the loss to the concept.
+            settings: How concepts are tuned; `TuneSettings()` where not given.
+            caption: What the pictures show around `*s` ("a photo of *s in a meadow"), one for all or one a picture; where not
+                given, the base reads it off each picture (`captioning`).
+            names: Names of the concepts; where not given, files lend theirs.
+            track: Wraps the loop over the concepts: a progress bar.
+            changes: Single fields of `settings`: `domain.tune(paths, steps=5)`.
 
         Errors: `UserError` for a picture that cannot be read, a missing mask, a caption without the placeholder, settings out
         of range, or a loss that is not finite. `tune_many` goes on where this stops.
@@ -126,8 +136,16 @@ class Domain:
     ) -> Outcomes[Concept]:
         """`tune` for any number of pictures: each concept as soon as it is there, while the next pictures are read.
 
-        A picture that cannot be read or tuned is an outcome of its own, with its error; the others are tuned. `done(name, origin)`
-        says whether to leave a picture out, since its concept was made before; `origin` is that concept's (`Concept.origin`).
+        A picture that cannot be read or tuned is an outcome of its own, with its error; the others are tuned.
+
+        Args:
+            images: As in `tune`.
+            settings: As in `tune`.
+            caption: As in `tune`.
+            names: As in `tune`.
+            done: `done(name, origin)` says whether to leave a picture out, since its concept was made before; `origin` is that
+                concept's (`Concept.origin`).
+            changes: Single fields of `settings`.
 
         Errors: `UserError` as `tune`, for what concerns all pictures.
         """
@@ -154,7 +172,14 @@ class Domain:
         return Outcomes(len(images), (tuning.concept(*pair) for pair in made))
 
     def tuning(self, settings: TuneSettings | None = None, **changes: Any) -> Tuning:
-        """Tuning on this domain with these settings. Errors: `UserError` for settings out of range."""
+        """Tuning on this domain with these settings, before there are pictures: what `tune` and `Tuner` are made of.
+
+        Args:
+            settings: How concepts are tuned; `TuneSettings()` where not given.
+            changes: Single fields of `settings`.
+
+        Errors: `UserError` for settings out of range.
+        """
         settings = _changed(settings or TuneSettings(), changes)
         return Tuning(self, settings, settings.recipe(self.regularisation))
 
@@ -167,9 +192,16 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
-        """Every concept in every prompt; noise depends on seed and prompt alone. `to_pil` makes Pillow pictures of the result.
+        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone.
 
-        `changes` are single fields of `settings`: `domain.generate(concepts, prompts, seed=1)`.
+        `to_pil` makes Pillow pictures of the result; h = w = `base.image_size` pixels.
+
+        Args:
+            concepts: Concepts of this domain.
+            prompts: Prompts with the placeholder `*s`: "a photo of *s in the snow".
+            settings: How pictures are drawn; `SampleSettings()` where not given.
+            track: Wraps the loop over the concepts: a progress bar.
+            changes: Single fields of `settings`: `domain.generate(concepts, prompts, seed=1)`.
 
         Errors: `UserError` for a prompt without the placeholder, an unknown sampler, settings out of range, concepts of another
         domain, or pictures that are not finite.
@@ -192,6 +224,13 @@ class Domain:
 
         A concept of another domain, or whose pictures are not finite, is an outcome with its error; the others are drawn.
 
+        Args:
+            concepts: Concepts, taken as they come.
+            prompts: As in `generate`.
+            settings: As in `generate`.
+            count: The most concepts that may come: what the calls are sized for.
+            changes: Single fields of `settings`.
+
         Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings = _changed(settings or SampleSettings(), changes)
@@ -209,7 +248,16 @@ class Domain:
     def generate_class(
         self, count: int, prompts: Sequence[str], settings: SampleSettings | None = None, **changes: Any
     ) -> UInt8[np.ndarray, "count prompts h w 3"]:
-        """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word."""
+        """What the base model draws, without encoder, offsets or concept, when `*s` is read as the domain's word.
+
+        Args:
+            count: How often the pictures are repeated, so that the result has the shape of `generate`'s.
+            prompts: As in `generate`.
+            settings: As in `generate`.
+            changes: Single fields of `settings`.
+
+        Errors: `UserError` as `generate`.
+        """
         settings = _changed(settings or SampleSettings(), changes)
         ids, placeholder = self.tokenize(prompts)
         tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
@@ -241,13 +289,22 @@ class Domain:
     def sampler(self, settings: SampleSettings) -> Sampler:
         """The sampler that the settings ask for, on this base.
 
+        Args:
+            settings: `sampling` and `steps` are read.
+
         Errors: `UserError` for one that is unknown, and for more steps than it can take.
         """
         method = own_method(self.base.scheduler) if settings.sampling is None else settings.sampling
         return sampler(self.method.schedule, method, settings.steps)
 
     def tokenize(self, prompts: Sequence[str]) -> TokenizedPrompts:
-        """Token ids of the prompts, the domain's word in the placeholder's place, and where that is."""
+        """Token ids of the prompts, the domain's word in the placeholder's place, and where that is.
+
+        Args:
+            prompts: Prompts with the placeholder `*s`.
+
+        Errors: `UserError` for a prompt without the placeholder, or longer than the tokenizer reads.
+        """
         return tokenize(self.base.tokenizer, prompts, placeholder=PLACEHOLDER, domain_token=self.domain_token)
 
 
@@ -329,7 +386,13 @@ class Tuning:
 
 
 def to_pil(images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> list[list[Image.Image]]:
-    """Pillow pictures of what `Domain.generate` returns: a list a concept, a picture a prompt."""
+    """Pillow pictures of what `Domain.generate` returns: a list for each concept, with a picture for each prompt.
+
+    Args:
+        images: uint8 `[concepts, prompts, h, w, 3]`.
+
+    Errors: `TypeError` for numbers of another kind, which Pillow does not read.
+    """
     return [[Image.fromarray(image) for image in row] for row in images]
 
 

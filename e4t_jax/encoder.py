@@ -32,9 +32,11 @@ leaky_relu = partial(nn.leaky_relu, negative_slope=0.01)
 class ConceptEncoder(nn.Module):
     """φ_clip, φ_unet ↦ E, the learned part of e* = e_d + s E (arXiv 2302.12228).
 
-    encoder = ConceptEncoder(clip_layers=16, clip_width=1280, text_width=768)  # ViT-H/14 and SD 1.x
-    folded = encoder.apply(variables, phi_clip, method="fold")                 # once per image
-    offset = encoder.apply(variables, folded, phi_unet)                        # at every step
+        encoder = ConceptEncoder(clip_layers=16, clip_width=1280, text_width=768)  # ViT-H/14 and SD 1.x
+        folded = encoder.apply(variables, phi_clip, method="fold")                 # once per image
+        offset = encoder.apply(variables, folded, phi_unet)                        # at every step
+
+    L = `clip_layers` states of width D = `clip_width`; E has `text_width` numbers.
     """
 
     clip_layers: int

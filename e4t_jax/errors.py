@@ -11,7 +11,9 @@ _LONG_WORD = re.compile(r"(\S{200})\S{100,}(\S{50})")  # longer than most paths:
 class UserError(Exception):
     """A mistake the user can mend; one line that names the file or the argument and the mend.
 
-    `argument` is the Python name of what was given wrongly ("word_rate"); the command line says its flag ("--word-rate").
+    Args:
+        message: What is wrong and what to do, as a sentence; line breaks and very long words are taken out.
+        argument: The Python name of what was given wrongly ("word_rate"); the command line says its flag ("--word-rate").
     """
 
     def __init__(self, message: str, argument: str | None = None):

@@ -92,8 +92,10 @@ def clean_and_noise(
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch height width channels"]]:
     """Splits z_t into the model's estimates (ẑ_0, ε̂) at the level (α, σ).
 
-    epsilon:        ε̂ = output,  ẑ_0 = (z_t - σ ε̂) / α
-    v_prediction:   ẑ_0 = α z_t - σ output,  ε̂ = σ z_t + α output
+        epsilon:        ε̂ = output,  ẑ_0 = (z_t - σ ε̂) / α
+        v_prediction:   ẑ_0 = α z_t - σ output,  ε̂ = σ z_t + α output
+
+    `z` is z_t, of the variance-preserving process; `alpha` and `sigma` broadcast against it.
     """
     if prediction_type == "epsilon":
         return (z - sigma * output) / alpha, output

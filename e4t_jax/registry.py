@@ -1,13 +1,13 @@
 """What can be asked for by name, as "module:function", imported on demand: nothing below the drawn world imports it.
 
-base          name -> () -> folder of a base model
-domain        name -> () -> folder of a domain
-data          name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
-preview       name of data -> (domain learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
-preset        name of data or of a base -> () -> the `pretraining.settings.Preset` that is taken where none is given
-architecture  `_class_name` of model_index.json -> (folder, image_encoder=…, **policy) -> `bases.LoadedBase`, or (base, weights)
+    base          name -> () -> folder of a base model
+    domain        name -> () -> folder of a domain
+    data          name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
+    preview       name of data -> (domain learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
+    preset        name of data or of a base -> () -> the `pretraining.settings.Preset` that is taken where none is given
+    architecture  `_class_name` of model_index.json -> (folder, image_encoder=…, **policy) -> `bases.LoadedBase`, or (base, weights)
 
-Tables whose rows lie in memory anyway are plain dicts with typed rows, since there is nothing to import on demand:
+Another package adds its own names with `register`. Tables whose rows lie in memory anyway are plain dicts with typed rows, since there is nothing to import on demand:
 `tuning.scopes.SCOPES`, `samplers.METHODS` and `evaluation.metrics.METRICS`.
 """
 

@@ -1,6 +1,6 @@
 """Samplers: from noise to latents along the model's own estimates, as pure steps for `jax.lax.scan`.
 
-At level (α, σ) the model splits z into (ẑ_0, ε̂) with z = α ẑ_0 + σ ε̂ (see `diffusion`). Every sampler here
+At level (α, σ) the model splits z into (ẑ_0, ε̂) with z = α ẑ_0 + σ ε̂ (see `process`). Every sampler here
 takes the same step to the next, less noisy level (α', σ'): it puts the parts together again in other shares,
 
     z' = α' ẑ_0 + σ' ε̂                    DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12, η = 0)
@@ -47,11 +47,13 @@ class SamplerState(NamedTuple):
 class Sampler:
     """The n calls of one way to sample; a pytree, so that it may be an argument of a compiled function.
 
-    dpm = sampler(schedule, "dpm++2m", steps=20)
-    def call(state, i):
-        output = model(state.latents, dpm.timesteps[i])
-        return dpm.step(state, output, i), None
-    state, _ = jax.lax.scan(call, dpm.init(noise, key), jnp.arange(len(dpm.timesteps)))
+        dpm = sampler(schedule, "dpm++2m", steps=20)
+        def call(state, i):
+            output = model(state.latents, dpm.timesteps[i])
+            return dpm.step(state, output, i), None
+        state, _ = jax.lax.scan(call, dpm.init(noise, key), jnp.arange(len(dpm.timesteps)))
+
+    Call i shows the model latents at the level (`alpha`, `sigma`)[i] and takes them to (`next_alpha`, `next_sigma`)[i].
     """
 
     timesteps: Num[Array, "calls"]

@@ -74,7 +74,21 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
 
 
 def test_the_documents_links_lead_somewhere():
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_lines_of_documents_fit_a_page():
+    """132 characters, but for tables and for pictures, which cannot be broken."""
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= 132 or line.startswith(("|", "![")), f"{path.name}:{number}"
+
+
+def test_commands_have_one_spelling():
+    """`e4t NAME`; that a checkout has doors to the same is said once, in the README."""
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "Makefile", *sorted((ROOT / "docs").rglob("*.md"))]:
+        found = re.findall(r"\b(?:train|infer)\.(?!NAME)[a-z_]+(?=[\s`])", path.read_text(encoding="utf-8"))
+        assert not found, f"{path.name}: {found}"

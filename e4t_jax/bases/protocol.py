@@ -24,42 +24,106 @@ Conditioning = Any
 
 @runtime_checkable
 class Base(Protocol):
-    """Encoder and decoder of pictures, two readers (of pictures and of words), and a denoiser."""
+    """Encoder and decoder of pictures, two readers (of pictures and of words), and a denoiser.
+
+    Axes: b pictures or prompts; h × w pixels; y × x latents of c channels; n tokens of a prompt; d the width of a word embedding.
+    """
 
     @property
-    def tokenizer(self) -> CLIPTokenizer: ...
-    @property
-    def scheduler(self) -> Mapping[str, Any]: ...  # of the noise: `diffusion.noise_schedule`
-    @property
-    def image_size(self) -> int: ...
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def text_width(self) -> int: ...  # of a word embedding
-    @property
-    def clip_width(self) -> int: ...  # of a state of φ_clip
-    @property
-    def feature_width(self) -> int: ...  # of φ_unet
-    @property
-    def dtype(self) -> str: ...  # of the computation
+    def tokenizer(self) -> CLIPTokenizer:
+        """From text to token ids, padded to `model_max_length` = n."""
+        ...
 
-    def with_policy(self, **changes: Any) -> Base: ...  # computed otherwise (dtype, remat), with the same weights
-    def encode(self, vae: Params, images: Float[Array, "b h w 3"], key: PRNGKeyArray | None = None) -> Float[Array, "b y x c"]: ...
-    def decode(self, vae: Params, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]: ...
-    def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str) -> Float[Array, "b states width"]: ...
-    def feature_count(self, kind: str) -> int: ...  # how many states of φ_clip
-    def look_up(self, text_encoder: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape width"]: ...
-    def read(self, text_encoder: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None) -> Conditioning: ...
-    def embed_text(self, text_encoder: Params, ids: Int[Array, "b n"]) -> Float[Array, "b shared"]: ...  # CLIP's, to compare
-    def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]: ...
+    @property
+    def scheduler(self) -> Mapping[str, Any]:
+        """The noise as `scheduler_config.json` describes it, for `bases.scheduler_config.noise_schedule`."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """h = w, pixels a side of a picture."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(y, x, c) of a picture's latents."""
+        ...
+
+    @property
+    def text_width(self) -> int:
+        """d, the numbers of a word embedding."""
+        ...
+
+    @property
+    def clip_width(self) -> int:
+        """The numbers of one state of φ_clip."""
+        ...
+
+    @property
+    def feature_width(self) -> int:
+        """F, the numbers of φ_unet."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What the networks compute in: "float32" or "bfloat16"."""
+        ...
+
+    def with_policy(self, **changes: Any) -> Base:
+        """The same model computed otherwise (`dtype`, `remat`, `attention`), for the same weights."""
+        ...
+
+    def encode(self, vae: Params, images: Float[Array, "b h w 3"], key: PRNGKeyArray | None = None) -> Float[Array, "b y x c"]:
+        """Latents z_0 of pictures in [-1, 1]: the mean of the posterior, or a sample of it with `key`; of about unit variance."""
+        ...
+
+    def decode(self, vae: Params, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
+        """Pictures of latents as `encode` gives them; about [-1, 1], not clipped."""
+        ...
+
+    def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str) -> Float[Array, "b states width"]:
+        """φ_clip of pictures in [-1, 1] of any size; `kind` says which states: "layers" or "tokens"."""
+        ...
+
+    def feature_count(self, kind: str) -> int:
+        """How many states `see` gives of that kind."""
+        ...
+
+    def look_up(self, text_encoder: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape width"]:
+        """The word embeddings of token ids, before positions are added."""
+        ...
+
+    def read(self, text_encoder: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None) -> Conditioning:
+        """τ: what the denoiser is told by prompts. `words` take the place of what `look_up` gives of `ids`."""
+        ...
+
+    def embed_text(self, text_encoder: Params, ids: Int[Array, "b n"]) -> Float[Array, "b shared"]:
+        """Prompts in CLIP's space of texts and pictures, for measures; not normalised."""
+        ...
+
+    def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
+        """Pictures in [-1, 1] in CLIP's space of texts and pictures, for measures; not normalised."""
+        ...
+
     def denoise(
         self, unet: Params, z_t: Float[Array, "b y x c"], t: Float[Array, " b"] | Int[Array, " b"], conditioning: Conditioning
-    ) -> tuple[Float[Array, "b y x c"], Float[Array, "b features"]]: ...  # ε or v, and φ_unet of the same pass
+    ) -> tuple[Float[Array, "b y x c"], Float[Array, "b features"]]:
+        """The model's output at z_t and timestep t, raw (ε or v, as `scheduler` says), and φ_unet of the same pass."""
+        ...
+
     def features(
         self, unet: Params, z_t: Float[Array, "b y x c"], t: Float[Array, " b"] | Int[Array, " b"], conditioning: Conditioning
-    ) -> Float[Array, "b features"]: ...  # φ_unet alone, at about half the cost
-    def param_shapes(self) -> Params: ...
-    def offset_kernels(self, unet: Params) -> dict[str, Any]: ...  # path -> kernel [in, out] of all that takes weight offsets
+    ) -> Float[Array, "b features"]:
+        """φ_unet alone, at about half the cost of `denoise`."""
+        ...
+
+    def param_shapes(self) -> Params:
+        """The weights' shapes and dtypes, keyed "vae", "unet", "text_encoder", "image_encoder"; nothing is allocated."""
+        ...
+
+    def offset_kernels(self, unet: Params) -> dict[str, Any]:
+        """Path -> kernel [in, out] of every projection that takes weight offsets: q, k and v of all attention layers."""
+        ...
 
 
 class LoadedBase(NamedTuple):

@@ -81,9 +81,9 @@ _FILE = "scheduler_config.json"
 def noise_schedule(scheduler_config: Mapping[str, Any]) -> NoiseSchedule:
     """Reads a diffusers `scheduler_config.json` as StableDiffusionPipeline does: ᾱ_t = Π_{s ≤ t} (1 - β_s), β by `beta_schedule`.
 
-    linear              β from `beta_start` to `beta_end` in equal steps (Ho et al. 2020)
-    scaled_linear       sqrt(β) in equal steps (Rombach et al. 2022; every Stable Diffusion)
-    squaredcos_cap_v2   ᾱ(u) = cos²(π/2 (u + 0.008) / 1.008), β ≤ 0.999 (Nichol & Dhariwal, arXiv 2102.09672)
+        linear              β from `beta_start` to `beta_end` in equal steps (Ho et al. 2020)
+        scaled_linear       sqrt(β) in equal steps (Rombach et al. 2022; every Stable Diffusion)
+        squaredcos_cap_v2   ᾱ(u) = cos²(π/2 (u + 0.008) / 1.008), β ≤ 0.999 (Nichol & Dhariwal, arXiv 2102.09672)
 
     That pipeline sets `steps_offset` to 1 and `clip_sample` to false, whatever an old configuration says; so do we.
 

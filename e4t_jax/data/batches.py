@@ -39,8 +39,8 @@ def training_batches(
     """Shuffled batches `first` … `last - 1`; the prompt is the row's caption or a draw from `prompts`.
 
     Of every batch, `share` = (i, n) reads the i-th of n parts and no other: the n parts, one after the other, are the batch,
-    whatever n is. `workers` are processes that read ahead (`ahead.read_ahead`); the batches do not depend on their number. `broken`
-    is told of the pictures that could not be read.
+    whatever n is. `workers` are processes that read ahead (`data.prefetch.read_ahead`); the batches do not depend on their number.
+    `broken` is told of the pictures that could not be read.
 
     Errors: `UserError` when there are fewer pictures than a batch holds, and when n does not divide a batch.
     """

@@ -46,6 +46,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
+        """Rows of all shards: `views` of each picture."""
         return self.pictures * self.views
 
     def to_json(self) -> str:

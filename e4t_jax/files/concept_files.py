@@ -32,7 +32,12 @@ _BITS = {"compact": (4, 5)}
 
 
 def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
-    """Writes a concept as its scope says, or all of it as `dtype`; returns the size of the file in bytes.
+    """Writes a concept to a file, whole or not at all; returns the file's size in bytes.
+
+    Args:
+        path: The file, as a rule `NAME.safetensors`.
+        concept: The concept.
+        dtype: Of every number in the file; where not given, float16, with the factors in the few bits that the scope names.
 
     Errors: `UserError` when it cannot be written, or holds numbers that the file cannot.
     """
@@ -94,7 +99,11 @@ def _dequantised(flat: dict[str, np.ndarray], header: dict[str, Any]) -> Factors
 
 
 def load_concept(path: str | Path, domain: str | None = None) -> Concept:
-    """Reads a concept; `domain`, where given, is the fingerprint that it must have been tuned in.
+    """Reads a concept that `save_concept` wrote, and verifies its checksum.
+
+    Args:
+        path: The file; its name without the ending is the concept's.
+        domain: Where given, the fingerprint (`Domain.fingerprint`) of the domain that it must have been tuned in.
 
     Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
     """

@@ -65,7 +65,13 @@ _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 def save_domain(
     folder: str | Path, domain: Domain, dtype: Any = np.float16, *, beside: Mapping[str, bytes | str] | None = None
 ) -> None:
-    """Writes the three files, and those `beside` them by name: all of them, or none.
+    """Writes domain.json, encoder.safetensors and offsets.safetensors: all of them, or none.
+
+    Args:
+        folder: Where they are written; made if it is not there.
+        domain: The domain. Of its base only the name and a fingerprint are written.
+        dtype: Of the numbers in the files.
+        beside: Content of further files by their names, written with the three.
 
     Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
@@ -107,7 +113,11 @@ def base_fingerprint(params: Params) -> str:
 
 
 def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
-    """A domain by name ("creatures", shipped with the package) or folder; `policy` is that of `load_base`: `dtype="bfloat16"`.
+    """A domain by name or folder, with the weights of its base, every file verified.
+
+    Args:
+        name: "creatures", shipped with the package, or a folder that `save_domain`, and so `e4t pretrain`, wrote.
+        policy: How the networks compute, as in `load_base`: `dtype="bfloat16"`.
 
     Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
     """

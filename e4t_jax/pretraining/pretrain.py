@@ -72,17 +72,25 @@ def pretrain(
     profile: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Domain:
-    """Encoder and offsets of a new domain, learned on a frozen base; `data` is as in `data.sources.open_pictures`.
-
-    Where `domain` or `settings` are None, those of the preset of `data`, or else of `base`, take their place
-    (`settings.preset_of`), and the library's own where there is none. `preset` is the name to note in run.json where the settings
-    given were made from a preset's.
+    """Encoder and offsets of a new domain, learned on a frozen base (arXiv 2302.12228, section 3).
 
     Every process of a run (`training.processes`) makes the same call and reads its own share of the pictures.
 
-    `work` takes prepared data and checkpoints, of one run only, and is the same folder for all processes; with `resume` the run
-    there goes on. `policy` is that of `load_base`, `tx` an optimiser in place of `training.optimizers.pretraining`. `profile`
-    leaves a trace of three steps in `work`/tensorboard. `stop` is asked after every step whether to save and end there.
+    Args:
+        base: Name of the base, as in `load_base`.
+        data: The pictures: a registered name, "folder:DIR", "tfds:NAME" or "cache:DIR" (`data.sources.open_pictures`).
+        domain: What the domain is; where not given, that of the preset of `data`, or else of `base` (`settings.preset_of`).
+        settings: How it is learned; where not given, the preset's, or `PretrainSettings()` where there is none.
+        work: Folder for prepared data and checkpoints, of one run only; the same for all processes.
+        resume: Go on with the run in `work`, or start where there is none.
+        image_encoder: As in `load_base`.
+        preset: Name to note in run.json where the settings given were made from a preset's.
+        policy: How the networks compute, as in `load_base`.
+        tx: An optimiser in place of `training.optimizers.pretraining`.
+        track: Wraps the range of steps: a progress bar.
+        say: Takes lines for the reader: what was skipped, what changed since the run began.
+        profile: Leave a trace of three steps in `work`/tensorboard.
+        stop: Asked after every step whether to save and end there.
 
     Errors: `UserError` for names that lead nowhere, a domain without a word, settings out of range, a folder that holds another
     run, or a loss that is not finite; `Stopped` when `stop` said so.

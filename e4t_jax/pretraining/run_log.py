@@ -27,8 +27,8 @@ _LIBRARIES = ("e4t-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 class RunLog:
     """Appends to FOLDER/metrics.jsonl, and to TensorBoard's files in FOLDER/tensorboard where their library is installed.
 
-    A line has the step, the figures, seconds a step, images a second, seconds left, 10¹² operations a device and second, their
-    share of what it can at most, and the time since 1970. Of two lines of one step the later one holds: the run went on from
+    A line has the step, the figures, seconds per step, images per second, seconds left, 10¹² operations per device and second,
+    their share of the device's peak, and seconds since 1970. Of two lines of one step the later one holds: the run was resumed from
     before it. The first line after a start has no speed, for compiling is not training.
 
     Errors: `UserError` when the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What comes of one thing among many: a result, or an error of its own that keeps the others from nothing."""
+"""What comes of one thing among many: a result, or an error of its own; one failure does not stop the rest."""
 
 from __future__ import annotations
 

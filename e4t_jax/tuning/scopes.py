@@ -14,7 +14,7 @@ from e4t_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scope:
-    """The parts that learn, and their rates (see `optimizers.tuning`), which were chosen on validation identities."""
+    """The parts that learn, and their rates (see `training.optimizers.tuning`), which were chosen on validation identities."""
 
     parts: tuple[str, ...]  # fields of `objective.Trainable`; each begins as `objective.INITIAL_PARTS` says
     rank: int  # of the concept's own factors

@@ -6,7 +6,7 @@
 In a scope whose encoder stays the domain's, E is predicted once, before the first step, as its mean over a draw of
 (t, ε) for each view (`Scope.fresh_word`).
 
-The steps are a `lax.scan`; many concepts are this, many times over (`chunks`).
+The steps are a `lax.scan`; many concepts are this, many times over (`tuning.batching`).
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class TuneSettings:
 
     def recipe(self, regularisation: float) -> Recipe:
         """What is to be computed, with the scope's rates and the domain's λ where none is given.
+
+        Args:
+            regularisation: The domain's λ.
 
         Errors: `UserError` for an unknown scope or mask and for numbers out of range.
         """

@@ -1,7 +1,7 @@
 """Tuning as a service: pictures come one by one, from any thread, at any time, and each is answered with its concept.
 
-with Tuner(load_domain("creatures")) as tuner:
-    concept = tuner.submit("venus.png").result()
+    with Tuner(load_domain("creatures")) as tuner:
+        concept = tuner.submit("venus.png").result()
 
     submit → read ahead → wait for others, at most a moment → one call of 1, 2, 4, … pictures → concepts
 
@@ -49,10 +49,14 @@ class _Waiting(NamedTuple):
 class Tuner:
     """A queue of pictures before one domain, tuned with the same settings, several in one call when they come close together.
 
-    `caption` tells what the pictures show around `*s`, as in `Domain.tune`; where not given, the base reads it off each picture.
-    `max_batch` is the number of pictures in one call; where not given, as many as a device computes at the same time: so nobody
-    waits in a call for others to be done. `max_wait` is how many seconds a picture waits for others while the devices are free.
-    `changes` are single fields of `settings`: `Tuner(domain, steps=5)`.
+    Args:
+        domain: The domain that pictures are tuned in.
+        settings: How concepts are tuned; `TuneSettings()` where not given.
+        caption: What the pictures show around `*s`, as in `Domain.tune`; where not given, the base reads it off each picture.
+        max_batch: Pictures in one call; where not given, as many as a device computes at the same time, so that no picture waits in a
+            call for others to be done.
+        max_wait: Seconds that a picture waits for others while the devices are free.
+        changes: Single fields of `settings`: `Tuner(domain, steps=5)`.
 
     Leaving the `with` block answers all that wait, or cancels them when an error leaves it.
 
@@ -95,10 +99,13 @@ class Tuner:
         return list(self._sizes)
 
     def submit(self, image: PictureLike, name: str | None = None) -> Future[Concept]:
-        """The concept of a picture, when it is there: what `Domain.tune` makes of it with the same settings.
+        """Returns at once with the future of a picture's concept: what `Domain.tune` makes of it with the same settings.
 
-        A file lends its name where there is none. The future raises `UserError` for a picture that cannot be read or tuned; it may
-        be cancelled as long as the picture waits.
+        The future raises `UserError` for a picture that cannot be read or tuned; it may be cancelled as long as the picture waits.
+
+        Args:
+            image: A file, a PIL picture or an array, as in `Domain.tune`.
+            name: The concept's; a file lends its own where none is given.
 
         Errors: `RuntimeError` after `close`.
         """
@@ -107,7 +114,13 @@ class Tuner:
         return owed
 
     def close(self, *, cancel: bool = False) -> None:
-        """Answers all that wait, or cancels them, and ends; no more pictures are taken."""
+        """Answers all that wait, or cancels them, and ends; no more pictures are taken.
+
+        Args:
+            cancel: Cancel the pictures that wait instead of tuning them.
+
+        Errors: none.
+        """
         self._cancelled = self._cancelled or cancel
         self._reader.shutdown()
         self._caller.shutdown()

@@ -103,7 +103,7 @@ def _cudnn(query: Heads, key: Heads, value: Heads) -> Heads:
 
 
 class _Weights(nn.Module):
-    """The weights of a linear layer, for who multiplies by several at once."""
+    """The weights of a linear layer, for callers that multiply by several at once."""
 
     shape: tuple[int, int]
     use_bias: bool

@@ -76,23 +76,27 @@ class StableDiffusion:
 
     @cached_property
     def vae(self) -> VAE:
+        """The autoencoder's module."""
         return module_of("vae", self.configs["vae"], self.policy)
 
     @cached_property
     def unet(self) -> UNet:
+        """The denoiser's module."""
         return module_of("unet", self.configs["unet"], self.policy)
 
     @cached_property
     def text(self) -> CLIPText:
+        """The text encoder's module."""
         return module_of("text_encoder", self.configs["text_encoder"], self.policy)
 
     @cached_property
     def vision(self) -> CLIPVision:
+        """The image encoder's module."""
         return module_of("image_encoder", self.configs["image_encoder"], self.policy)
 
     @property
     def scheduler(self) -> Mapping[str, Any]:
-        """The scheduler's configuration, for `diffusion.noise_schedule`."""
+        """The scheduler's configuration, for `bases.scheduler_config.noise_schedule`."""
         return self.configs["scheduler"]
 
     @property
@@ -112,14 +116,17 @@ class StableDiffusion:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of a picture's latents."""
         return (self.unet.sample_size, self.unet.sample_size, self.unet.in_channels)
 
     @property
     def text_width(self) -> int:
+        """Numbers of a word embedding."""
         return self.text.hidden_size
 
     @property
     def clip_width(self) -> int:
+        """Numbers of a state of φ_clip."""
         return self.vision.hidden_size
 
     @cached_property
@@ -248,10 +255,12 @@ class StableDiffusion:
     def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str = "layers") -> Float[Array, "b states width"]:
         """φ_clip, in one of these kinds.
 
-        layers                  class-token states of every second layer, after the post layer norm: the paper's
-        tokens                  states of the last layer: the class token, normed, and every second patch, not normed
-        bicubic-tokens          the same of pictures resized as the public PyTorch code does (`resize_bicubic`)
-        bicubic-normed-tokens   and all states normed, as they are with OpenCLIP from 2.23 on
+            layers                  class-token states of every second layer, after the post layer norm: the paper's
+            tokens                  states of the last layer: the class token, normed, and every second patch, not normed
+            bicubic-tokens          the same of pictures resized as the public PyTorch code does (`resize_bicubic`)
+            bicubic-normed-tokens   and all states normed, as they are with OpenCLIP from 2.23 on
+
+        Errors: `UserError` for another kind.
         """
         bicubic = kind.startswith(_BICUBIC)
         states = self._apply_vision(image_encoder, images, "__call__", bicubic)

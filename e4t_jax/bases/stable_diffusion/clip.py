@@ -236,7 +236,7 @@ class TextEmbeddings(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches, a class token and their places; a norm; layers; a norm for who wants it."""
+    """Patches, a class token and their places; a norm; layers; a norm for callers that need it."""
 
     patch: int
     shape: Shape

@@ -39,7 +39,7 @@ CHECKSUMS = "_checksums"  # diffusers passes over what begins so
 _CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "unet": ("diffusers", "UNet2DConditionModel"),
-    # The class that StableDiffusionPipeline asks of it; the projection, where there is one, lies in the same file for who wants it.
+    # The class that StableDiffusionPipeline asks of it; the projection, where there is one, lies in the same file too.
     "text_encoder": ("transformers", "CLIPTextModel"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
 }

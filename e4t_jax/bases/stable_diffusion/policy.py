@@ -16,9 +16,11 @@ from e4t_jax.arrays import Array
 class Policy:
     """Norms, softmax and what the networks return are float32.
 
-    dtype      of convolutions, matrix products and what flows between them, and so of the kernels in memory
-    remat      "blocks": every residual block and transformer keeps its inputs alone and is run again for its gradient
-    attention  "auto": the platform's own kernel where it has one; "xla": the plain form everywhere
+        dtype      of convolutions, matrix products and what flows between them, and so of the kernels in memory
+        remat      "blocks": every residual block and transformer keeps its inputs alone and is run again for its gradient
+        attention  "auto": the platform's own kernel where it has one; "xla": the plain form everywhere
+
+    The last two change memory and speed, and numbers by rounding alone.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"

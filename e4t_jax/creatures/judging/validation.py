@@ -22,7 +22,7 @@ def look_at_validation(domain: Domain) -> Preview:
     """A grid, and of its samples the mean likeness to their own identity, as the judge sees it, the share that is likest to it
     among `GALLERY` of the split, and the share whose context is the prompt's.
 
-    Errors: as `looks.draw_samples`.
+    Errors: as `pretraining.previews.draw_samples`.
     """
     trial, judges = held_out(_SEED, _IDENTITIES, _PROMPTS, split="validation", kind=domain.domain_token), load_judges()
     drawn = _as_large(draw_samples(domain, list(trial.pictures), trial.prompts))
