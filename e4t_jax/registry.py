@@ -7,8 +7,8 @@
     preset        name of data or of a base -> () -> the `pretraining.settings.Preset` that is taken where none is given
     architecture  `_class_name` of model_index.json -> (folder, image_encoder=…, **policy) -> `bases.LoadedBase`, or (base, weights)
 
-Another package adds its own names with `register`. Tables whose rows lie in memory anyway are plain dicts with typed rows, since there is nothing to import on demand:
-`tuning.scopes.SCOPES`, `samplers.METHODS` and `evaluation.metrics.METRICS`.
+Another package adds its own names with `register`. Tables whose rows lie in memory anyway (`tuning.scopes.SCOPES`,
+`samplers.METHODS`, `evaluation.metrics.METRICS`) are plain dicts with typed rows: there is nothing to import on demand.
 """
 
 from __future__ import annotations

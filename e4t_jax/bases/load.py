@@ -34,7 +34,8 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
         name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
         image_encoder: CLIP's image encoder for bases that bring none: a folder or Hub id in transformers' format,
             "random:vit-l14" or "random:vit-h14"; the paper's ViT-H/14 where not given.
-        policy: How the networks compute, and what their kernels lie in, where not in float32: `dtype="bfloat16"`, `remat="blocks"`, `attention="xla"`.
+        policy: How the networks compute, and what their kernels lie in, where not in float32: `dtype="bfloat16"`,
+            `remat="blocks"`, `attention="xla"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """

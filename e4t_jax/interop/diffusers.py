@@ -25,9 +25,7 @@ from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import effective_unet
 from e4t_jax.offsets import delta
-from e4t_jax.process import draw_noise
-from e4t_jax.sample import sample_latents
-from e4t_jax.samplers import sampler
+from e4t_jax.sample import DrawnConcept, SampleSettings, sample_latents
 from e4t_jax.storage import check_writable, write_file
 from e4t_jax.templates import templates
 from e4t_jax.words import PLACEHOLDER, check_placeholder
@@ -128,15 +126,8 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) ->
 def constant_word(domain: Domain, concept: Concept, *, steps: int = 25, seed: int = 0) -> Float[np.ndarray, " text_width"]:
     """The mean of e* over all sampling steps of some of the domain's prompts."""
     prompts = list(templates(domain.template))[:_PROMPTS]
-    ids, placeholder = domain.tokenize(prompts)
-    noise_key, step_key = jax.random.split(jax.random.key(seed))
-    noise = draw_noise(noise_key, (len(prompts), *domain.base.latent_shape))
-    ddim = sampler(domain.method.schedule, "ddim", steps)
-    folded = jnp.asarray(concept.folded)
-    draw = jax.jit(sample_latents)
-    _, words = draw(
-        domain.method, ddim, concept.trainable, domain.frozen, folded, ids, placeholder, noise, domain.guidance, step_key
-    )
+    run = domain.drawing(domain.tokenize(prompts), SampleSettings(seed=seed, steps=steps, sampling="ddim"))
+    _, words = jax.jit(sample_latents)(run, DrawnConcept(concept.trainable, jnp.asarray(concept.folded)))
     return np.asarray(words.mean(axis=(0, 1)))
 
 

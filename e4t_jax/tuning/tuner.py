@@ -53,8 +53,8 @@ class Tuner:
         domain: The domain that pictures are tuned in.
         settings: How concepts are tuned; `TuneSettings()` where not given.
         caption: What the pictures show around `*s`, as in `Domain.tune`; where not given, the base reads it off each picture.
-        max_batch: Pictures in one call; where not given, as many as a device computes at the same time, so that no picture waits in a
-            call for others to be done.
+        max_batch: Pictures in one call; where not given, as many as a device computes at the same time, so that no picture
+            waits in a call for others to be done.
         max_wait: Seconds that a picture waits for others while the devices are free.
         changes: Single fields of `settings`: `Tuner(domain, steps=5)`.
 

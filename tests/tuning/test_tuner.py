@@ -124,8 +124,8 @@ def test_who_does_not_want_to_wait_may_cancel(domain, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"most": 0}, "most: 0 is out of range"),
-        ({"moment": -1.0}, "moment: -1.0 is out of range"),
+        ({"max_batch": 0}, "max_batch: 0 is out of range"),
+        ({"max_wait": -1.0}, "max_wait: -1.0 is out of range"),
         ({"caption": "a photo"}, "lacks the placeholder"),
         ({"steps": -1}, "steps: -1"),
         ({"colour": 3}, "'colour' is no setting"),
