@@ -80,8 +80,14 @@ class Domain:
         """The base's weights as stored, or samples of them, for fingerprints."""
         return self.params if self.samples is None else self.samples
 
-    def static(self, *parts: Any) -> list[Any] | None:
-        """What programs on this domain are traced from beside shapes, as plain data; None for a base without description."""
+    def traced_from(self, *parts: Any) -> list[Any] | None:
+        """What programs on this domain are traced from beside shapes, as plain data; None for a base without `description`.
+
+        Args:
+            parts: Pytrees whose static fields the program depends on too.
+
+        Errors: none.
+        """
         description = getattr(self.base, "description", None)
         if description is None:
             return None
@@ -168,7 +174,7 @@ class Domain:
         rows = grain.MapDataset.range(len(images)).map(read)
         ahead = rows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD))
         shared = tuning.shared(reads=tokens is None)
-        made = over(personalise, shared, ahead, len(images), lower="batch_size", static=tuning.static)
+        made = over(personalise, shared, ahead, len(images), lower="batch_size", static=tuning.traced_from)
         return Outcomes(len(images), (tuning.concept(*pair) for pair in made))
 
     def tuning(self, settings: TuneSettings | None = None, **changes: Any) -> Tuning:
@@ -242,7 +248,7 @@ class Domain:
                 return Outcome(concept.name, error=error), None
             return Outcome(concept.name), DrawnConcept(concept.trainable, concept.folded)
 
-        made = over(draw_concept, run, map(own, concepts), count, lower="prompts", static=self.static(run.sampler))
+        made = over(draw_concept, run, map(own, concepts), count, lower="prompts", static=self.traced_from(run.sampler))
         return Outcomes(count, (_pictures(*pair) for pair in made))
 
     def generate_class(
@@ -268,7 +274,11 @@ class Domain:
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
     def drawing(self, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
-        """What `draw_concept` needs beside a concept.
+        """What `sample.draw_concept` needs beside a concept.
+
+        Args:
+            tokens: The prompts, as `tokenize` gives them.
+            settings: How pictures are drawn.
 
         Errors: `UserError` for settings out of range and an unknown sampler.
         """
@@ -349,9 +359,9 @@ class Tuning:
         )
 
     @property
-    def static(self) -> list[Any] | None:
-        """As `Domain.static`, of tuning with this recipe."""
-        return self.domain.static(self.recipe)
+    def traced_from(self) -> list[Any] | None:
+        """As `Domain.traced_from`, of tuning with this recipe."""
+        return self.domain.traced_from(self.recipe)
 
     def concept(self, outcome: Outcome[Concept], made: Personalised | None) -> Outcome[Concept]:
         """The outcome with the concept that `personalise` made of it, if it did, or with the reason why it is none."""

@@ -79,7 +79,7 @@ class Tuner:
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
         example = picture_input(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)
         shared = self._tuning.shared(reads=caption is None)
-        lanes = fitted_lanes(personalise, shared, example, max_batch, lower="batch_size", static=self._tuning.static)
+        lanes = fitted_lanes(personalise, shared, example, max_batch, lower="batch_size", static=self._tuning.traced_from)
         for program in itertools.chain(*lanes):
             program.run([example])
         self._free: queue.LifoQueue[list[Batch]] = queue.LifoQueue()  # lanes that have no call just now; the last is still warm

@@ -47,7 +47,7 @@ def evaluate(
 ) -> Evaluation:
     """Tunes `concepts` held-out identities from one picture each, draws them in `prompts` other scenes, and judges the pictures.
 
-    `tuning.seed` is that of the identities and their pictures, too. Of `pictures` "both", the trial is the one of photos, and the
+    The seed of `tuning` is that of the identities and their pictures, too. Of `pictures` "both", the trial is that of photos; the
     figures of pictures in any style are `metrics["any_style"]`. Pictures and concept files are written to `folder`.
 
     Errors: `UserError` for a domain of a class that no judge tells apart, and as `Domain.tune` and `Domain.generate`.
