@@ -61,11 +61,13 @@ def check_fits(program: jax.stages.Compiled, devices: Sequence[jax.Device], *, l
         )
 
 
-def check_holds(needed: float, devices: Sequence[jax.Device], what: str) -> None:
-    """Errors: `UserError` where the devices have no room for so many bytes each: said before anything is compiled."""
+def check_holds(tree: Any, devices: Sequence[jax.Device], what: str) -> None:
+    """Errors: `UserError` where each of the devices lacks room for the leaves of a tree, arrays or shapes: before they are read."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     free = free_bytes(devices)
     if needed > free:
-        raise UserError(f"{what} take {needed / 1e9:.1f} GB on each device, and {free / 1e9:.1f} GB are free; take a larger one.")
+        mend = "use a machine or device with more memory"
+        raise UserError(f"{what} take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; {mend}.")
 
 
 def _cgroup_folders() -> Iterator[Path]:

@@ -20,6 +20,7 @@ from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
+from e4t_jax.machine import check_holds
 from e4t_jax.templates import known_words
 
 _RANDOM = "random:"
@@ -69,6 +70,7 @@ def random_base(name: str, image_encoder: str | None = None, **policy: Any) -> t
     Errors: `UserError` for another name.
     """
     base = _geometry(name, image_encoder).with_policy(**policy)
+    check_holds(base.param_shapes(), jax.local_devices()[:1], f"the weights of {name}")
     return base, base.random_params(jax.random.key(0))
 
 

@@ -3,13 +3,26 @@
 import importlib.util
 
 import jax
+import numpy as np
 import pytest
 
+from e4t_jax.bases import load_base
+from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import make_method
-from e4t_jax.pretraining.aot import collective_bytes, compile_pretraining, figures, topology_devices
+from e4t_jax.pretraining.aot import (
+    collective_bytes,
+    compile_pretraining,
+    domain_shapes,
+    figures,
+    lower_generate,
+    lower_tune,
+    topology_devices,
+)
 from e4t_jax.pretraining.step import PretrainSettings, init_trainable
 from e4t_jax.testing import write_tiny_world
+from e4t_jax.tuning import batching
+from e4t_jax.tuning.tune import TuneSettings
 
 PROGRAM = """
   %all-reduce.1 = (f32[2,3]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%a, %b), replica_groups={{0,1}}
@@ -39,6 +52,27 @@ def test_the_step_of_a_pod_sums_the_gradients_of_what_learns_and_little_else(dom
     kernels = sum(4 * kernel.size for kernel in domain.base.offset_kernels(domain.base.param_shapes()["unet"]).values()) / 1e6
     assert megabytes <= told["all_reduce_mb"] <= 1.05 * (megabytes + 2 * kernels)
     assert told["all_gather_mb"] <= 0.01 and told["hbm_gb"] > 0 and told["gb_accessed_per_image"] > 0
+
+
+@pytest.mark.compiles
+@pytest.mark.parametrize("what", ["tune", "generate"])
+def test_what_is_lowered_for_a_chip_is_what_runs(tmp_path, monkeypatch, what):
+    """The program's text, lowered from shapes alone, is that of the program that a domain of these weights runs."""
+    base, policy = str(write_tiny_world(tmp_path).base), {"dtype": "bfloat16", "remat": "blocks"}
+    shapes, (model, params) = domain_shapes(base, policy=policy), load_base(base, **policy)
+    learned = init_trainable(make_method(model, "photo"), jax.random.key(0))
+    domain = Domain(base, "photo", model, params, learned.encoder, learned.factors)
+    settings, prompts, run = TuneSettings(steps=2, batch_size=2), ["a photo of *s"] * 2, []
+    monkeypatch.setattr(
+        batching, "kept", lambda program, static, arguments, devices: run.append(program.lower(*arguments)) or program
+    )
+    (concept,) = domain.tune([np.zeros((16, 16, 3), np.uint8)], settings)
+    if what == "tune":
+        lowered = lower_tune(shapes, settings, jax.devices()[:1])
+    else:
+        domain.generate([concept], prompts)
+        lowered = lower_generate(shapes, settings, prompts, jax.devices()[:1])
+    assert lowered.as_text() == run[-1].as_text()
 
 
 def test_a_topology_that_is_none_is_one_line():

@@ -31,6 +31,7 @@ from e4t_jax.bases.stable_diffusion.policy import Policy
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
 from e4t_jax.errors import UserError
+from e4t_jax.machine import check_holds
 from e4t_jax.storage import file_digest, move_files, sample_of, temporary_folder, write_file
 
 INDEX = "model_index.json"
@@ -144,6 +145,7 @@ def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = 
         weights["image_encoder"] = open_weights(where, "image_encoder")
     base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, Policy(**policy))
     shapes = base.param_shapes()
+    check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
     samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
     params = {}
     for part in STEMS:
