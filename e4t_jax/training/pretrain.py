@@ -130,7 +130,7 @@ def compile_step(
 
         def loss(trainable: Trainable, given: Given, share: tuple[dict[str, Array], Draws], _: PRNGKeyArray):
             rows, draws = share
-            given, trainable = where.gather(given), where.gather(trainable)
+            trainable = where.gather(trainable)  # what is given, the networks gather block by block
             batch = concept_batch(method, clip_features, given.encoders, rows)
             return e4t_loss_at(method, trainable, given.frozen, batch, *draws, regularisation=regularisation, mean_mask=mean_mask)
 
