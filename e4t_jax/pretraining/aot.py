@@ -150,19 +150,29 @@ def _rows(method: Method, where: Layout, per_device_batch: int, cached: bool) ->
 
 
 def figures(compiled: jax.stages.Compiled, devices: int, per_device_batch: int) -> dict[str, float]:
-    """What one device needs and does in a step: peak memory, and floating-point operations and bytes of memory moved per image,
-    as the compiler counts them, and what it sends to and gets from others."""
+    """What one device needs and does in a step: peak memory, and of it the weights and moments that lie there between steps; per
+    image, floating-point operations and bytes of memory moved, as the compiler counts them; and what it gets from others."""
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     assert memory is not None and cost is not None and text is not None  # a compiler that tells nothing is none of TPU's
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return {
         "devices": devices,
         "hbm_gb": round((held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / 2**30, 3),
+        "weights_gb": round(weight_bytes(compiled) / 2**30, 3),
         "tflop_per_image": round(cost["flops"] / per_device_batch / 1e12, 3),
         "gb_accessed_per_image": round(cost["bytes accessed"] / per_device_batch / 1e9, 3),
         "all_reduce_mb": round(collective_bytes(text, "all-reduce") / 1e6, 3),
         "all_gather_mb": round(collective_bytes(text, "all-gather") / 1e6, 3),
     }
+
+
+def weight_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes of weights and moments that a device holds between steps: of the state, and of what is given beside it."""
+    shapes, shardings = (
+        jax.tree.leaves(tree[0][:2], is_leaf=lambda one: one is None) for tree in (compiled.args_info, compiled.input_shardings)
+    )
+    held = [(shape, sharding) for shape, sharding in zip(shapes, shardings, strict=True) if sharding is not None]  # what is read
+    return sum(int(np.prod(sharding.shard_shape(shape.shape))) * shape.dtype.itemsize for shape, sharding in held)
 
 
 def collective_bytes(program: str, kind: str) -> int:

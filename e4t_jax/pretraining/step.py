@@ -122,7 +122,7 @@ def compile_step(
 
         def loss(trainable: Trainable, weights: FrozenWeights, share: tuple[dict[str, Array], Draws], _: PRNGKeyArray):
             rows, draws = share
-            weights, trainable = where.gather(weights), where.gather(trainable)
+            trainable = where.gather(trainable)  # the base's weights are gathered by its networks, block by block
             batch = concept_batch(method, weights.encoders, rows)
             return e4t_loss_at(method, trainable, weights.frozen, batch, draws, weights=loss_weights, mean_mask=mean_mask)
 

@@ -108,7 +108,7 @@ def open_base_once(name, *arguments, **options):
 def nothing_compiled():
     """Everything that is compiled, replaced: numbers of the right shapes, drawn from nothing."""
 
-    def over(one, shared, rows, count, *, lower):
+    def over(one, shared, rows, count, *, lower, static=None):
         made = personalise if one is domain_module.personalise else draw
         return ((label, None if own is None else made(shared)) for label, own in rows)
 
@@ -123,7 +123,7 @@ def nothing_compiled():
         def step(state, weights, rows, key):
             return dataclasses.replace(state, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
-        step.lower = lambda *_: SimpleNamespace(compile=lambda: None)
+        step.lower = lambda *_: SimpleNamespace(compile=lambda: SimpleNamespace(memory_analysis=lambda: None))
         return step
 
     def encode_views(base, weights, images, masks, keys, *, clip_features, views, kept):

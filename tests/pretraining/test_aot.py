@@ -46,7 +46,7 @@ def test_the_step_of_a_pod_sums_the_gradients_of_what_learns_and_little_else(dom
     compiled = compile_pretraining(jax.devices(), base, 2, PretrainSettings(), policy={"dtype": "bfloat16", "remat": "blocks"})
     told = figures(compiled, jax.device_count(), 2)
     traffic = {"tflop_per_image", "gb_accessed_per_image", "all_reduce_mb", "all_gather_mb"}
-    assert set(told) == {"devices", "hbm_gb", *traffic}
+    assert set(told) == {"devices", "hbm_gb", "weights_gb", *traffic}
     learns = init_trainable(make_method(domain.base, "creature"), jax.random.key(0))
     megabytes = sum(4 * leaf.size for leaf in jax.tree.leaves(learns)) / 1e6
     kernels = sum(4 * kernel.size for kernel in domain.base.offset_kernels(domain.base.param_shapes()["unet"]).values()) / 1e6

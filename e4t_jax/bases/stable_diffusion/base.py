@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
-from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
+from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
@@ -234,7 +234,7 @@ class StableDiffusion:
 
     def look_up(self, text_encoder: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape d"]:
         """Word embeddings of token ids."""
-        return text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"][ids]
+        return gather(text_encoder["text_model"]["embeddings"]["token_embedding"]["embedding"])[ids]
 
     def read(
         self, text_encoder: Params, ids: Int[Array, "b n"], words: Float[Array, "b n d"] | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from e4t_jax.arrays import Array
 from e4t_jax.bases.stable_diffusion.attention import attend, project
 from e4t_jax.bases.stable_diffusion.layers import ACTIVATIONS
-from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy
+from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
 
 # Keys of a tower's configuration that have one value here, or several of one meaning; others change what is computed.
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -232,7 +232,7 @@ class TextEmbeddings(nn.Module):
         self.position_embedding = nn.Embed(self.length, self.shape.width)
 
     def __call__(self, words: Tokens) -> Tokens:
-        return words + self.position_embedding.embedding[: words.shape[1]]
+        return words + gather(self.position_embedding.embedding)[: words.shape[1]]
 
 
 class VisionTower(nn.Module):
@@ -242,7 +242,7 @@ class VisionTower(nn.Module):
     shape: Shape
 
     def setup(self) -> None:
-        self.embeddings = VisionEmbeddings(self.patch, self.shape)
+        self.embeddings = self.shape.policy.block(VisionEmbeddings)(self.patch, self.shape)
         self.pre_layrnorm = _norm(self.shape)  # spelled so in the checkpoints
         self.encoder = Encoder(self.shape, causal=False)
         self.post_layernorm = _norm(self.shape)

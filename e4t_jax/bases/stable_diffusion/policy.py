@@ -1,4 +1,5 @@
-"""How the networks compute, in one place: precision, rematerialisation, attention. None of it changes the weights' tree."""
+"""How the networks compute, in one place: precision, rematerialisation, attention, and where weights that are split over devices
+are gathered. None of it changes the weights' tree."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import dataclasses
 from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
@@ -36,8 +38,49 @@ class Policy:
         return self.dtype if path.endswith("kernel") else "float32"
 
     def block(self, kind: Any) -> Any:
-        """The class of a block, rematerialised where the policy says so."""
+        """The class of a block, rematerialised where the policy says so.
+
+        Weights that are split over the mesh (`gather`) are whole within the block alone, and again for its gradient.
+        """
+        if _is_split():
+            kind = _gathered(kind)
         return nn.remat(kind) if self.remat == "blocks" else kind
+
+
+_SPLIT = "fsdp"  # the axis of the mesh that weights are split over
+
+
+def _is_split() -> bool:
+    return jax.sharding.get_abstract_mesh().shape.get(_SPLIT, 1) > 1
+
+
+def gather(weights: Any) -> Any:
+    """Weights, whole on every device where the mesh that is set has an axis "fsdp" that they may be split over.
+
+    Every call gathers anew. Without the barrier the compiler would see that two passes, or a pass and its gradient, gather the
+    same, and keep it for both.
+    """
+    return jax.lax.with_sharding_constraint(jax.lax.optimization_barrier(weights), jax.P()) if _is_split() else weights
+
+
+def _gathered(kind: Any) -> Any:
+    """A block whose weights are gathered when its input is there, and no sooner."""
+    inputs: list[Any] = []
+
+    def late(weights: Any) -> Any:
+        return gather(jax.lax.optimization_barrier((weights, inputs[-1]))[0])
+
+    mapped = nn.map_variables(kind, "params", late, init=True)
+
+    class Gathered(mapped):  # type: ignore[misc, valid-type]
+        def __call__(self, x: Any, *others: Any) -> Any:
+            inputs.append(x)
+            try:
+                return super().__call__(x, *others)
+            finally:
+                inputs.pop()
+
+    return Gathered
 
 
 DEFAULT = Policy()

@@ -147,9 +147,9 @@ class UNet(nn.Module):
                 _each(self.attention_head_dim, widths), _each(self.transformer_layers_per_block, widths), strict=True
             )
         ]
-        resized = partial(Downsample, padding=self.downsample_padding, policy=policy)
+        resized = partial(policy.block(Downsample), padding=self.downsample_padding, policy=policy)
 
-        self.time_embedding = TimeEmbedding(4 * widths[0], self.act_fn, policy)
+        self.time_embedding = policy.block(TimeEmbedding)(4 * widths[0], self.act_fn, policy)
         self.conv_in = Conv(widths[0], policy=policy)
         self.down_blocks = [
             DownBlock(
@@ -166,7 +166,7 @@ class UNet(nn.Module):
                 self.layers_per_block + 1,
                 partial(residual, widths[level]),
                 transformers[level] if kind.startswith("CrossAttn") else None,
-                partial(Upsample, widths[level], policy=policy) if level > 0 else None,
+                partial(policy.block(Upsample), widths[level], policy=policy) if level > 0 else None,
             )
             for level, kind in zip(range(last, -1, -1), self.up_block_types, strict=True)
         ]

@@ -97,11 +97,13 @@ class Encoder(nn.Module):
     def __call__(self, x: Map) -> Map:
         x = Conv(self.widths[0], policy=self.policy, name="conv_in")(x)
         for level, width in enumerate(self.widths):
-            halved = partial(Downsample, width, padding=0, policy=self.policy, name="downsamplers_0")
+            halved = partial(self.policy.block(Downsample), width, padding=0, policy=self.policy, name="downsamplers_0")
             resized = halved if level < len(self.widths) - 1 else None
             x = Level(self.layers, partial(self.residual, width), resized, name=f"down_blocks_{level}")(x)
         x = MidBlock(partial(self.residual, self.widths[-1]), self.norm, self.policy, name="mid_block")(x)
-        return Conv(self.features, policy=self.policy, name="conv_out")(nn.silu(self.norm(name="conv_norm_out")(x)))
+        return self.policy.block(Conv)(self.features, policy=self.policy, name="conv_out")(
+            nn.silu(self.norm(name="conv_norm_out")(x))
+        )
 
 
 class Decoder(nn.Module):
@@ -117,13 +119,15 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         widths = self.widths[::-1]
-        x = Conv(widths[0], policy=self.policy, name="conv_in")(x)
+        x = self.policy.block(Conv)(widths[0], policy=self.policy, name="conv_in")(x)
         x = MidBlock(partial(self.residual, widths[0]), self.norm, self.policy, name="mid_block")(x)
         for level, width in enumerate(widths):
-            doubled = partial(Upsample, width, policy=self.policy, name="upsamplers_0")
+            doubled = partial(self.policy.block(Upsample), width, policy=self.policy, name="upsamplers_0")
             resized = doubled if level < len(widths) - 1 else None
             x = Level(self.layers, partial(self.residual, width), resized, name=f"up_blocks_{level}")(x)
-        return Conv(self.features, policy=self.policy, name="conv_out")(nn.silu(self.norm(name="conv_norm_out")(x)))
+        return self.policy.block(Conv)(self.features, policy=self.policy, name="conv_out")(
+            nn.silu(self.norm(name="conv_norm_out")(x))
+        )
 
 
 class Level(nn.Module):
@@ -150,7 +154,7 @@ class MidBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         x = self.residual(name="resnets_0")(x)
-        x = SelfAttention(self.norm, self.policy, name="attentions_0")(x)
+        x = self.policy.block(SelfAttention)(self.norm, self.policy, name="attentions_0")(x)
         return self.residual(name="resnets_1")(x)
 
 
