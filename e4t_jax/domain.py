@@ -53,7 +53,7 @@ class Domain:
     base: Base  # the model without its weights
     params: Params  # the base's weights
     encoder: Params  # weights of `encoder.ConceptEncoder`
-    factors: Factors  # of the domain's weight offsets
+    factors: Factors | Params  # of the domain's weight offsets; shapes in place of arrays where a program is only lowered
     scale: float = 0.1  # s of e* = e_d + s E
     regularisation: float = 0.01  # λ of pretraining, and of tuning
     guidance: float = 7.5  # classifier-free, where a call names none

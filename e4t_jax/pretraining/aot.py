@@ -114,8 +114,8 @@ def lower_generate(
     domain: Domain, settings: TuneSettings, prompts: Sequence[str], devices: Sequence[Any], each: int = 1
 ) -> jax.stages.Lowered:
     """The very program that `Domain.generate` runs for `each` concepts of a scope a device, in these prompts; VAE included."""
-    recipe = domain.tuning(settings).recipe
-    trainable = jax.eval_shape(lambda: start(domain.method, domain.frozen, recipe.scope, jax.random.key(0)))
+    method, recipe = domain.method, domain.tuning(settings).recipe
+    trainable = jax.eval_shape(lambda frozen: start(method, frozen, recipe.scope, jax.random.key(0)), domain.frozen)
     folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
     return lowered(
         draw_concept, domain.drawing(domain.tokenize(prompts), SampleSettings()), DrawnConcept(trainable, folded), devices, each

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from e4t_jax.errors import UserError
@@ -183,22 +182,16 @@ def lowered(one: One, shared: Any, example: Any, devices: Sequence[Any], each: i
     mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     leaves, structure = jax.tree.flatten(shared)
     own, own_structure = jax.tree.flatten(example)
-    whole, split = (jax.sharding.NamedSharding(mesh, spec) for spec in (jax.P(), jax.P(_AXIS)))
+    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    shapes = jax.eval_shape(lambda *each: each, *leaves)
+    placed = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole, weak_type=one.weak_type) for one in shapes]
     program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
-    return program.lower(_shapes(leaves, whole), _shapes(_rows(own, each * len(devices)), split))
+    return program.lower(placed, _rows(own, each * len(devices)))
 
 
 def _rows(own: Sequence[Any], count: int) -> list[jax.ShapeDtypeStruct]:
     """The shapes of `count` concepts' own parts."""
-    return [jax.ShapeDtypeStruct((count, *np.shape(leaf)), jax.dtypes.canonicalize_dtype(_dtype(leaf))) for leaf in own]
-
-
-def _shapes(leaves: Sequence[Any], where: jax.sharding.Sharding) -> list[jax.ShapeDtypeStruct]:
-    return [jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf), sharding=where) for leaf in leaves]
-
-
-def _dtype(leaf: Any) -> Any:
-    return getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+    return [jax.ShapeDtypeStruct((count, *np.shape(leaf)), getattr(leaf, "dtype", np.asarray(leaf).dtype)) for leaf in own]
 
 
 def _devices(shared: Any, count: int) -> list[jax.Device]:
