@@ -64,7 +64,7 @@ def measure(data: str, workers: int, batch_size: int, count: int) -> dict[str, f
     warm = 2 * max(workers, 2)
     words, last = Words(build_tokenizer()), warm + count + warm
     batches = training_batches(
-        open_pictures(data, SIZE, "."), words, templates("neutral"), batch_size, 0, last=last, workers=workers
+        open_pictures(data, SIZE, "."), words, templates("neutral"), batch_size=batch_size, seed=0, last=last, workers=workers
     )
     exhaust(islice(batches, warm))
     began, busy = time.perf_counter(), time.process_time()

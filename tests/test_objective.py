@@ -12,7 +12,7 @@ from e4t_jax.objective import (
     LossWeights,
     Trainable,
     concept_word,
-    draw,
+    draw_timesteps_and_noise,
     e4t_loss,
     e4t_loss_at,
     effective_unet,
@@ -123,7 +123,7 @@ def test_the_mean_prediction_is_that_of_the_draws_one_by_one(domain, concept_bat
     """E through the domain's offsets, by the encoder's unfolded form; 1e-4 of the largest."""
     key, clip = jax.random.key(3), concept_batch.clip[0]
     mean = mean_prediction(domain.method, domain.frozen, concept_batch.latents, clip, key)
-    t, noise = draw(domain.method, 4, key)
+    t, noise = draw_timesteps_and_noise(domain.method, 4, key)
     z_t = add_noise(domain.method.schedule, concept_batch.latents, noise, t)
     unet = effective_unet(Trainable(domain.factors), domain.frozen._replace(factors=None))
     empty, each = empty_states(domain.method, domain.frozen, 1), []

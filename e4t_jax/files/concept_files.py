@@ -22,7 +22,7 @@ from e4t_jax.files.quantisation import dequantise, pack_bits, quantise, unpack_b
 from e4t_jax.objective import Trainable
 from e4t_jax.offsets import Factors
 from e4t_jax.storage import pack, unpack, write_file
-from e4t_jax.tuning.scopes import SCOPES
+from e4t_jax.tuning.scopes import SCOPES, find_scope
 
 _KIND = "e4t concept"
 _SIDES = ("rows", "columns")
@@ -53,6 +53,7 @@ def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
     """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     header: dict[str, Any] = {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin}
+    find_scope(concept.scope)
     bits = _BITS.get(concept.scope) if dtype is None and tree.get("factors") else None
     tensors: dict[str, np.ndarray] = {}
     if bits is not None:

@@ -43,7 +43,7 @@ def test_a_tokenizer_in_one_file_is_read_and_written_again(folder, tmp_path):
     again, _ = bases.load_base(str(folder))
     assert again.tokenizer(text).input_ids == ids
     prompts = ["a photo of *s in the snow", "*S"]
-    for one, other in zip((tokenize(one.tokenizer, prompts, domain_token="creature") for one in (again, base)), strict=True):
+    for one, other in zip(*(tokenize(one.tokenizer, prompts, domain_token="creature") for one in (again, base)), strict=True):
         np.testing.assert_array_equal(one, other)
     bases.save_folder(tmp_path / "again", again, params)
     assert transformers.CLIPTokenizer.from_pretrained(tmp_path / "again" / "tokenizer")(text).input_ids == ids

@@ -35,7 +35,9 @@ def fake_tokenize(prompts):
 
 
 def read(pictures, count, first=0, **options):
-    batches = training_batches(pictures, fake_tokenize, ["*s", "a photo of *s"], 3, 5, first=first, last=first + count, **options)
+    batches = training_batches(
+        pictures, fake_tokenize, ["*s", "a photo of *s"], batch_size=3, seed=5, first=first, last=first + count, **options
+    )
     return [next(batches) for _ in range(count)]
 
 
@@ -74,14 +76,14 @@ def test_the_shares_of_all_processes_are_the_batch(folder, tmp_path):
 def test_batches_of_one_picture_are_batches(folder, tmp_path):
     """People do ask for them; every picture comes once before any comes again."""
     pictures = open_pictures(f"folder:{folder}", SIZE, tmp_path)
-    batches = list(training_batches(pictures, fake_tokenize, ["*s"], 1, 0, last=len(pictures)))
+    batches = list(training_batches(pictures, fake_tokenize, ["*s"], batch_size=1, seed=0, last=len(pictures)))
     assert [batch["image"].shape for batch in batches] == [(1, SIZE, SIZE, 3)] * len(pictures)
     assert len({batch["image"].tobytes() for batch in batches}) == len({row["image"].tobytes() for row in pictures})
 
 
 def test_a_batch_larger_than_the_data_is_a_mistake(folder, tmp_path):
     with pytest.raises(UserError, match="batch_size: 9 is more than the 7 pictures"):
-        training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], 9, 0, last=1)
+        training_batches(open_pictures(f"folder:{folder}", SIZE, tmp_path), fake_tokenize, ["*s"], batch_size=9, seed=0, last=1)
 
 
 @pytest.mark.parametrize(

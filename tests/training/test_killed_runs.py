@@ -12,7 +12,7 @@ IN_A_LONG_RUN = 20  # trials, of `make fuzz`
 
 
 def figures_of(kind, folder, trials):
-    script = Path(__file__).with_name("killed_runs.py")
+    script = Path(__file__).parents[1] / "helpers" / "killed_runs.py"
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     command = [sys.executable, script, kind, folder, str(IN_A_LONG_RUN if os.environ.get("E4T_FUZZ") else trials), "3"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

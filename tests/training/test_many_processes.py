@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).with_name("equal_runs.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "equal_runs.py"
 WAYS = {
     "8 devices": (1, 8, {}),
     "8 devices, data x fsdp": (1, 8, {"fsdp": 4}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from e4t_jax import bases
 from e4t_jax.checks import SCALE, WEIGHT, Between
@@ -25,8 +25,8 @@ class CheckpointSettings:
 
     is_tuned: bool
     domain_token: str
-    scale: float
-    regularisation: float
+    scale: Annotated[float, SCALE]
+    regularisation: Annotated[float, WEIGHT]
     prompt: str | None  # one prompt, or the name of a list of them
     template: str  # the kind of captions nearest to it
     holds_prompt: bool  # whether that kind holds the prompt
