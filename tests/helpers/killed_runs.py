@@ -47,7 +47,9 @@ def run_toy(folder, resume):
     state = TrainState(zeros, zeros, np.zeros((), np.int32))
     with Checkpoints(folder / "checkpoints", {"seed": 1}, resume=resume, say=print) as checkpoints:
         restored = checkpoints.restore(state)
-        state = train(Run("toy", _STEPS, checkpoints, _EVERY), step, state if restored is None else restored, None, batches, None)
+        state = train(
+            Run("toy", _STEPS, checkpoints, _EVERY), step, state if restored is None else restored, None, batches, key=None
+        )
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.moments))])
     (folder / "out").mkdir(exist_ok=True)
     (folder / "out" / "result").write_bytes(flat.tobytes())

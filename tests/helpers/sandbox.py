@@ -123,7 +123,7 @@ def nothing_compiled():
         def step(state, weights, rows, key):
             return dataclasses.replace(state, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
-        step.lower = lambda *_: SimpleNamespace(compile=lambda: SimpleNamespace(memory_analysis=lambda: None))
+        step.lower = lambda *_: SimpleNamespace(compile=lambda: None)
         return step
 
     def encode_views(base, weights, images, masks, keys, *, clip_features, views, kept):
@@ -138,6 +138,7 @@ def nothing_compiled():
         (domain_module, "over", over),
         (step, "compile_step", compile_step),
         (step, "tflop_of", lambda *_: None),
+        (step, "check_fits", lambda *_, **__: None),
         (encode_once, "encode_views", encode_views),
         (encode_once, "open_base", open_base_once),
         (domain_files, "open_base", open_base_once),

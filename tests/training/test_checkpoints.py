@@ -245,7 +245,7 @@ def test_what_is_not_finite_is_never_saved_and_the_last_good_one_is_kept(tmp_pat
         with pytest.raises(
             UserError, match=r"is not finite at step 10; lower the learning rate and give another work folder"
         ) as error:
-            train(run, toy_step(7, where), toy_state(), None, lambda first: iter(range(first, 20)), jax.random.key(0))
+            train(run, toy_step(7, where), toy_state(), None, lambda first: iter(range(first, 20)), key=jax.random.key(0))
         assert f"{tmp_path / 'run'} keeps step 5, the last good one" in str(error.value)
     assert restored_toy(tmp_path / "run") == 5
 
@@ -259,7 +259,7 @@ def restored_toy(folder):
 
 def test_weights_that_are_not_finite_at_the_end_are_told_without_checkpoints_too():
     with pytest.raises(UserError, match="A weight, or a moment of the optimiser, is not finite at step 8; lower the learning rate"):
-        train(Run("toy", 8), toy_step(7), toy_state(), None, lambda first: iter(range(first, 8)), jax.random.key(0))
+        train(Run("toy", 8), toy_step(7), toy_state(), None, lambda first: iter(range(first, 8)), key=jax.random.key(0))
 
 
 def test_a_run_that_is_asked_to_stop_saves_within_the_step(tmp_path):
@@ -267,7 +267,7 @@ def test_a_run_that_is_asked_to_stop_saves_within_the_step(tmp_path):
     with open_run(tmp_path / "run") as checkpoints:
         run = Run("toy", 20, checkpoints, every=50, stop=lambda: next(asked))
         with pytest.raises(Stopped) as stopped:
-            train(run, toy_step(), toy_state(), None, lambda first: iter(range(first, 20)), jax.random.key(0))
+            train(run, toy_step(), toy_state(), None, lambda first: iter(range(first, 20)), key=jax.random.key(0))
     assert stopped.value.step == restored_toy(tmp_path / "run") == 3
 
 
@@ -292,12 +292,13 @@ def cheap(monkeypatch):
             grow = jax.tree.map(lambda leaf: np.asarray(leaf) * rate[0], state.params)
             return dataclasses.replace(state, params=grow, step=jnp.asarray(state.step) + 1), {"loss": np.float32(1)}
 
-        step.lower = lambda *_: SimpleNamespace(compile=lambda: SimpleNamespace(memory_analysis=lambda: None))
+        step.lower = lambda *_: SimpleNamespace(compile=lambda: None)
         return step
 
     hooks, rate = [], [1.0]
     monkeypatch.setattr(step, "compile_step", compile_step)
     monkeypatch.setattr(step, "tflop_of", lambda *_: None)
+    monkeypatch.setattr(step, "check_fits", lambda *_, **__: None)
     monkeypatch.setattr(pretraining, "open_base", open_base_once)
     return dataclasses.make_dataclass("Cheap", ["steps", "hooks", "rate"])(steps, hooks, rate)
 
