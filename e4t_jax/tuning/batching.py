@@ -85,10 +85,10 @@ def _fitted(
     while True:
         size = each * len(devices)
         arguments = placed, _rows(own, size)
-        traced = kept(program, static, arguments, devices)
-        needed, free = needed_bytes(traced.lower(*arguments).compile()), free_bytes(devices) * _SHARE / lanes
+        compiled = kept(program, static, arguments, devices).lower(*arguments).compile()
+        needed, free = needed_bytes(compiled), free_bytes(devices) * _SHARE / lanes
         if needed <= free:
-            return Batch(traced, placed, size, needed)
+            return Batch(compiled, placed, size, needed)
         if each == 1:
             raise UserError(
                 f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
