@@ -198,7 +198,8 @@ def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
     # The same in upper case, as here.
     upper, lower = (pipeline.tokenizer.convert_tokens_to_ids(token) for token in ("*S", "*s"))
     table = pipeline.text_encoder.get_input_embeddings().weight
-    assert upper != lower and pipeline.tokenizer("a *S").input_ids[2] == upper and (table[upper] == table[lower]).all()
+    # Either may stand for both: newer tokenizers fold their case, and their embeddings are the same.
+    assert upper != lower and pipeline.tokenizer("a *S").input_ids[2] in (upper, lower) and (table[upper] == table[lower]).all()
     assert json.loads((tmp_path / "diffusers" / "model_index.json").read_text())["text_encoder"][1] == "CLIPTextModel"
 
     plain = Concept("plain", "compact", again.fingerprint, Trainable(), concept.folded)
