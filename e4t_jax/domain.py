@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from e4t_jax.bases import Base, Params
+from e4t_jax.bases import Base, LoadedBase, Params
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image
 from e4t_jax.errors import UserError
@@ -78,7 +78,7 @@ class Domain:
     @property
     def stored(self) -> Params:
         """The base's weights as stored, or samples of them, for fingerprints."""
-        return self.params if self.samples is None else self.samples
+        return LoadedBase(self.base, self.params, self.samples).stored
 
     def traced_from(self, *parts: Any) -> list[Any] | None:
         """What programs on this domain are traced from beside shapes, as plain data; None for a base without `description`.

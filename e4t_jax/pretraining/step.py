@@ -192,10 +192,12 @@ class _TimedStep:
     def __init__(self, step: Any, where: Layout, accumulate: int):
         self.step, self.where, self.accumulate = step, where, accumulate
         self.tflop: float | None = None
+        self._is_checked = False
 
     def __call__(self, state: TrainState, weights: FrozenWeights, rows: dict[str, np.ndarray], key: PRNGKeyArray):
         placed = self.where.place_rows(rows)
-        if self.tflop is None:  # compiled here, and found compiled by the call
+        if not self._is_checked:  # compiled here, and found compiled by the call
+            self._is_checked = True
             compiled = self.step.lower(state, weights, placed, key).compile()
             check_fits(compiled, jax.local_devices(), lower="batch_size")
             self.tflop = tflop_of(compiled, self.accumulate)

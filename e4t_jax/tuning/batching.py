@@ -24,7 +24,7 @@ import numpy as np
 
 from e4t_jax.errors import UserError
 from e4t_jax.machine import core_count, free_bytes, needed_bytes
-from e4t_jax.tuning.kept_programs import kept
+from e4t_jax.tuning.kept_programs import kept, made_here
 
 _MOST = {"cpu": 4}  # concepts a device in one call; larger calls gain nothing there (docs/benchmarks.md)
 _MOST_ELSEWHERE = 16
@@ -77,11 +77,12 @@ def _fitted(
     lanes: int = 1,
 ) -> Batch:
     """For up to `each` concepts a device, where `lanes` such programs share the devices' memory."""
-    mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
-    leaves, structure = jax.tree.flatten(shared)
-    own, own_structure = jax.tree.flatten(example)
-    placed = jax.device_put(leaves, jax.sharding.NamedSharding(mesh, jax.P()))
-    program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
+    program, leaves, own, whole = _flat_program(one, shared, example, devices)
+    placed = jax.device_put(leaves, whole)
+    if static is not None:
+        # Code of others may change without this package's; what is traced from it is not kept.
+        traced_here = all(made_here(jax.tree.structure(tree)) for tree in (shared, example))
+        static = [one.__module__, one.__qualname__, _one_by_one(devices), static] if traced_here else None
     while True:
         size = each * len(devices)
         arguments = placed, _rows(own, size)
@@ -179,19 +180,26 @@ def lowered(one: One, shared: Any, example: Any, devices: Sequence[Any], each: i
 
     Leaves of `shared` and `example` may be shapes (`jax.ShapeDtypeStruct`): nothing is allocated.
     """
+    program, leaves, own, whole = _flat_program(one, shared, example, devices)
+    shapes = jax.eval_shape(lambda *each: each, *leaves)
+    placed = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole, weak_type=one.weak_type) for one in shapes]
+    return program.lower(placed, _rows(own, each * len(devices)))
+
+
+def _flat_program(
+    one: One, shared: Any, example: Any, devices: Sequence[Any]
+) -> tuple[Any, list[Any], list[Any], jax.sharding.NamedSharding]:
+    """`one` over a batch as a function of leaves; the leaves of `shared` and of `example`; and where the former are to lie."""
     mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
     leaves, structure = jax.tree.flatten(shared)
     own, own_structure = jax.tree.flatten(example)
-    whole = jax.sharding.NamedSharding(mesh, jax.P())
-    shapes = jax.eval_shape(lambda *each: each, *leaves)
-    placed = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole, weak_type=one.weak_type) for one in shapes]
     program = _program(one, structure, own_structure, mesh, _one_by_one(devices))
-    return program.lower(placed, _rows(own, each * len(devices)))
+    return program, leaves, own, jax.sharding.NamedSharding(mesh, jax.P())
 
 
 def _rows(own: Sequence[Any], count: int) -> list[jax.ShapeDtypeStruct]:
     """The shapes of `count` concepts' own parts."""
-    return [jax.ShapeDtypeStruct((count, *np.shape(leaf)), getattr(leaf, "dtype", np.asarray(leaf).dtype)) for leaf in own]
+    return [jax.ShapeDtypeStruct((count, *np.shape(leaf)), leaf.dtype) for leaf in own]
 
 
 def _devices(shared: Any, count: int) -> list[jax.Device]:

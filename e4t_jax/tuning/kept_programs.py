@@ -7,6 +7,7 @@ its trace follows from: static settings, shapes, devices, the versions of the li
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +22,7 @@ import jax.export
 import numpy as np
 
 import e4t_jax
+from e4t_jax.errors import UserError
 from e4t_jax.storage import write_file
 
 _KEPT = 64  # programs; those used longest ago make room
@@ -45,8 +47,10 @@ def kept(program: Any, static: Any, arguments: Sequence[Any], devices: Sequence[
     exported = _read(file)
     if exported is None:
         exported = jax.export.export(program)(*arguments)
-        write_file(file, bytes(exported.serialize()))
-        _make_room(home)
+        # A folder that cannot be written costs the next run its time, and this one nothing.
+        with contextlib.suppress(UserError, OSError):
+            write_file(file, bytes(exported.serialize()))
+            _make_room(home)
     return jax.jit(exported.call)
 
 
@@ -87,6 +91,14 @@ def _source_digest() -> str:
     for file in sorted(root.rglob("*.py")):
         digest.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def made_here(structure: jax.tree_util.PyTreeDef) -> bool:
+    """Whether all kinds of nodes of a tree are Python's own or this package's, whose source `kept` compares."""
+    node = structure.node_data()
+    return node is None or (
+        node[0].__module__.partition(".")[0] in ("builtins", e4t_jax.__name__) and all(map(made_here, structure.children()))
+    )
 
 
 def static_fields(value: Any) -> list[dataclasses.Field]:

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
-from e4t_jax.tuning import kept_programs
-from e4t_jax.tuning.kept_programs import kept
+from e4t_jax.objective import LossWeights
+from e4t_jax.tuning import batching, kept_programs
+from e4t_jax.tuning.kept_programs import kept, made_here
 
 
 @pytest.fixture
@@ -75,3 +77,36 @@ def test_programs_used_longest_ago_make_room(home, program, monkeypatch):
     for number in range(4):
         kept(program, number, ARGUMENTS, jax.devices()[:1])
     assert len(list(home.glob("*.stablehlo"))) == 2
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_but_time(home, program):
+    home.write_text("a file in its place")
+    np.testing.assert_array_equal(kept(program, 1, ARGUMENTS, jax.devices()[:1])(*ARGUMENTS)[0], [0, 2, 4])
+
+
+@struct.dataclass
+class Foreign(LossWeights):
+    """Code of another package: it may change while this package's stays."""
+
+
+def test_only_trees_of_this_package_are_traced_from_its_source_alone():
+    assert made_here(jax.tree.structure({"a": (LossWeights(0.1), [None, 1.0])}))
+    assert not made_here(jax.tree.structure({"a": (Foreign(0.1), [None, 1.0])}))
+
+
+def add(shared, own):
+    return shared + own
+
+
+def subtract(shared, own):
+    return shared - own
+
+
+def test_two_functions_and_two_ways_to_batch_are_programs_of_their_own(home, monkeypatch):
+    example, static = np.float32(2), {"the": "same"}
+    for one, expected in ((add, 3), (subtract, -1)):
+        batch = batching.fitted(one, jnp.float32(1), example, 1, lower="batch_size", static=static)
+        assert batch.run([example]) == [expected]
+    monkeypatch.setattr(batching, "core_count", lambda: 1000)  # fewer devices than cores: side by side
+    batching.fitted(add, jnp.float32(1), example, 1, lower="batch_size", static=static)
+    assert len(list(home.glob("*.stablehlo"))) == 3
