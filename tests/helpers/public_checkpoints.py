@@ -90,7 +90,7 @@ def write_checkpoints(folder: Path, base: StableDiffusion, unet_file: Path):
         "reg_lambda": 0.01,
     }
     blind = {name: tensor for name, tensor in encoder.items() if not name.startswith("clip_vision.")}
-    after_tuning = {"pretrained_args": settings, "learning_rate": 1e-5}
+    after_tuning = {"pretrained_args": settings, "learning_rate": 1e-3, "max_train_steps": 15}
     for name, files, config in (
         ("pretrained", {"weight_offsets.pt": offsets, "encoder.pt": encoder}, settings),
         ("tuned", {"unet.pt": {**tuned, **offsets}, "encoder.pt": encoder}, after_tuning),
