@@ -49,8 +49,8 @@ def _import(folder: Path, checkpoint: str) -> Path:
         imported = import_checkpoint(checkpoint, None, folder)
     except UserError as error:
         raise UserError(error.message, None if error.argument == "out" else "domain") from None
-    for note in imported.notes:
-        print(note, file=sys.stderr, flush=True)
+    for line in (f"Imported {checkpoint} into {folder}; it is read from there from now on.", *imported.notes):
+        print(line, file=sys.stderr, flush=True)
     return folder
 
 
