@@ -52,10 +52,8 @@ def test_a_mistake_is_told_before_anything_is_fetched(world, tmp_path, arguments
 def test_the_grid_shows_given_and_drawn_in_rows_of_prompts():
     """Each picture in its place, of a colour of its own; small ones magnified to whole pixels, large ones shrunk."""
     for side, tile in ((32, 256), (100, 200), (512, 256)):
-        grey = {
-            steps: np.stack([np.full((side, side, 3), 10 + 40 * steps + 9 * row, np.uint8) for row in range(4)])
-            for steps in (0, 1, 2)
-        }
+        greys = {steps: [10 + 40 * steps + 9 * row for row in range(4)] for steps in (0, 1, 2)}
+        drawn = {steps: np.stack([np.full((side, side, 3), one, np.uint8) for one in own]) for steps, own in greys.items()}
         given = np.full((side, side, 3), 200, np.uint8)
         grid = step_grid(DrawnSteps(given, {}, drawn), SHOWCASE["face"], "me")
         row, column = tile + 4 + 22, tile + 4
@@ -76,12 +74,8 @@ def test_a_face_from_the_hubs_cache_alone(tmp_path):
     """`e4t demo --domain faces --images p.jpg`, offline, with no word about a base: a grid whose pictures are no copies."""
     write_hub_cache(tmp_path / "home")
     picture = write_photograph(tmp_path / "p.jpg")
-    environment = {
-        "HF_HOME": tmp_path / "home",
-        "HF_HUB_OFFLINE": "1",
-        "XDG_CACHE_HOME": tmp_path / "cache",
-        "PYTHONPATH": os.getcwd(),
-    }
+    environment = {"HF_HOME": tmp_path / "home", "XDG_CACHE_HOME": tmp_path / "cache"}
+    environment |= {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
     command = [sys.executable, "-m", "e4t_jax.cli", "demo", "--domain", "faces", "--images", picture, "--sampling-steps", "4"]
     done = subprocess.run(
         [*command, "--out", tmp_path / "out"],
