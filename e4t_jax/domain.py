@@ -28,8 +28,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors
-from e4t_jax.process import draw_noise
-from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept
+from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept, draw_prompt_noise
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
 from e4t_jax.templates import scene_captions
@@ -198,7 +197,7 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
-        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone.
+        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone (`sample.draw_prompt_noise`).
 
         `to_pil` makes Pillow pictures of the result; h = w = `base.image_size` pixels.
 
@@ -240,7 +239,7 @@ class Domain:
         Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        run = self.drawing(self.tokenize(prompts), settings)
+        run = self.drawing(prompts, settings)
 
         def own(concept: Concept) -> tuple[Outcome[np.ndarray], DrawnConcept | None]:
             if concept.domain != self.fingerprint:
@@ -265,25 +264,25 @@ class Domain:
         Errors: `UserError` as `generate`.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        ids, placeholder = self.tokenize(prompts)
-        tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
-        run = self.drawing(tokens, settings)
-        run = dataclasses.replace(run, frozen=self.frozen._replace(factors=None))
+        run = self.drawing(prompts, settings)
+        plain = self.frozen._replace(factors=None)
+        run = dataclasses.replace(run, frozen=plain, placeholder=jnp.zeros_like(run.placeholder))
         own = DrawnConcept(Trainable(), np.zeros(self.base.clip_width, np.float32))
         ((_, made),) = over(draw_concept, run, [(None, own)], 1, lower="prompts")
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
-    def drawing(self, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+    def drawing(self, prompts: Sequence[str], settings: SampleSettings) -> Drawing:
         """What `sample.draw_concept` needs beside a concept.
 
         Args:
-            tokens: The prompts, as `tokenize` gives them.
+            prompts: As in `generate`.
             settings: How pictures are drawn.
 
-        Errors: `UserError` for settings out of range and an unknown sampler.
+        Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings.check()
-        noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        tokens = self.tokenize(prompts)
+        noise = draw_prompt_noise(settings.seed, prompts, self.base.latent_shape)
         return Drawing(
             method=self.method,
             sampler=self.sampler(settings),
@@ -291,9 +290,9 @@ class Domain:
             vae=self.params["vae"],
             ids=jnp.asarray(tokens.ids),
             placeholder=jnp.asarray(tokens.placeholder),
-            noise=draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
+            noise=noise.start,
+            keys=noise.keys,
             guidance=self.guidance if settings.guidance is None else settings.guidance,
-            key=step_key,
         )
 
     def sampler(self, settings: SampleSettings) -> Sampler:
@@ -354,7 +353,7 @@ class Tuning:
             frozen=domain.frozen,
             encoders=Encoders(domain.params["vae"], domain.params["image_encoder"]),
             captions=captions,
-            key=jax.random.key(self.settings.seed),
+            key=jax.random.key(self.settings.seed, impl="threefry2x32"),
             recipe=self.recipe,
         )
 

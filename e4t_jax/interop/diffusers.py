@@ -126,7 +126,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) ->
 def constant_word(domain: Domain, concept: Concept, *, steps: int = 25, seed: int = 0) -> Float[np.ndarray, " text_width"]:
     """The mean of e* over all sampling steps of some of the domain's prompts."""
     prompts = list(templates(domain.template))[:_PROMPTS]
-    run = domain.drawing(domain.tokenize(prompts), SampleSettings(seed=seed, steps=steps, sampling="ddim"))
+    run = domain.drawing(prompts, SampleSettings(seed=seed, steps=steps, sampling="ddim"))
     _, words = jax.jit(sample_latents)(run, DrawnConcept(concept.trainable, jnp.asarray(concept.folded)))
     return np.asarray(words.mean(axis=(0, 1)))
 

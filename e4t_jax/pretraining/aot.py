@@ -117,9 +117,7 @@ def lower_generate(
     method, recipe = domain.method, domain.tuning(settings).recipe
     trainable = jax.eval_shape(lambda frozen: start(method, frozen, recipe.scope, jax.random.key(0)), domain.frozen)
     folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
-    return lowered(
-        draw_concept, domain.drawing(domain.tokenize(prompts), SampleSettings()), DrawnConcept(trainable, folded), devices, each
-    )
+    return lowered(draw_concept, domain.drawing(prompts, SampleSettings()), DrawnConcept(trainable, folded), devices, each)
 
 
 def compiled(program: jax.stages.Lowered) -> jax.stages.Compiled:

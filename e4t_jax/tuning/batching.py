@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from e4t_jax.arrays import same_generator
 from e4t_jax.errors import UserError
 from e4t_jax.machine import core_count, free_bytes, needed_bytes
 from e4t_jax.tuning.kept_programs import kept, made_here
@@ -86,7 +87,8 @@ def _fitted(
     while True:
         size = each * len(devices)
         arguments = placed, _rows(own, size)
-        compiled = kept(program, static, arguments, devices).lower(*arguments).compile()
+        with same_generator():
+            compiled = kept(program, static, arguments, devices).lower(*arguments).compile()
         needed, free = needed_bytes(compiled), free_bytes(devices) * _SHARE / lanes
         if needed <= free:
             return Batch(compiled, placed, size, needed)
@@ -183,7 +185,8 @@ def lowered(one: One, shared: Any, example: Any, devices: Sequence[Any], each: i
     program, leaves, own, whole = _flat_program(one, shared, example, devices)
     shapes = jax.eval_shape(lambda *each: each, *leaves)
     placed = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole, weak_type=one.weak_type) for one in shapes]
-    return program.lower(placed, _rows(own, each * len(devices)))
+    with same_generator():
+        return program.lower(placed, _rows(own, each * len(devices)))
 
 
 def _flat_program(

@@ -18,6 +18,7 @@ from e4t_jax.files.domain_files import load_domain, save_domain
 from e4t_jax.interop.diffusers import constant_word, export_concept, lora, merged_base
 from e4t_jax.objective import Trainable, effective_unet
 from e4t_jax.offsets import init_factors
+from e4t_jax.sample import draw_prompt_noise
 
 torch = pytest.importorskip("torch")
 STEPS = 5
@@ -36,8 +37,7 @@ def concept(domain):
 
 def starting_noise(domain, prompts, seed=0):
     """The noise of `Domain.generate`, in PyTorch's layout."""
-    noise_key, _ = jax.random.split(jax.random.key(seed))
-    noise = jax.random.normal(noise_key, (1, prompts, *domain.base.latent_shape))[0]
+    noise = draw_prompt_noise(seed, prompts, domain.base.latent_shape).start
     return torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
 
 
@@ -63,7 +63,7 @@ def test_text_to_image_matches_pytorch(domain, tmp_path, scheduler, sampling):
     assert type(pipeline.scheduler).__name__ == scheduler
     prompts = ["a photo of a red *s", "*s in the snow"]
     spoken = [prompt.replace("*s", "creature") for prompt in prompts]
-    theirs = draw_in_pytorch(pipeline, spoken, starting_noise(domain, 2), 3.0)
+    theirs = draw_in_pytorch(pipeline, spoken, starting_noise(domain, prompts), 3.0)
     whole = dataclasses.replace(domain, base=base)
     assert np.abs(whole.generate_class(1, prompts, steps=STEPS, guidance=3.0)[0].astype(int) - theirs).max() <= 2
     other = whole.generate_class(1, prompts, steps=STEPS, guidance=3.0, sampling=sampling)[0]
@@ -89,11 +89,13 @@ def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
     bases.save_folder(tmp_path, *merged_base(domain, concept, word), np.float32)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
     prompts = ["a photo of *s in the snow", "*s"]
-    theirs = draw_in_pytorch(pipeline, prompts, starting_noise(domain, 2), 3.0)
+    theirs = draw_in_pytorch(pipeline, prompts, starting_noise(domain, prompts), 3.0)
     constant, said = with_constant_word(domain, concept, word)
     ours = constant.generate([said], prompts, steps=STEPS, guidance=3.0)[0].astype(int)
     assert np.abs(ours - theirs).max() <= 2
-    plain = draw_in_pytorch(pipeline, [prompt.replace("*s", "creature") for prompt in prompts], starting_noise(domain, 2), 3.0)
+    plain = draw_in_pytorch(
+        pipeline, [prompt.replace("*s", "creature") for prompt in prompts], starting_noise(domain, prompts), 3.0
+    )
     assert np.abs(plain - theirs).max() > 2
 
 
