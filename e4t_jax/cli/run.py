@@ -16,6 +16,7 @@ from e4t_jax.checks import check_ranges
 from e4t_jax.cli.compiled_cache import keep_compiled_programs
 from e4t_jax.cli.parse_errors import line_of_box, unknown_words
 from e4t_jax.errors import UserError
+from e4t_jax.machine import is_out_of_memory
 
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")
@@ -78,7 +79,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
     except UserError as error:
         end(f"Error: {in_flags(error, config_type)}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         end(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
     except OSError as error:
