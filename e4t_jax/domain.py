@@ -370,7 +370,14 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
-        concept = Concept(outcome.name, self.settings.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
+        concept = Concept(
+            name=outcome.name,
+            scope=self.settings.scope,
+            domain=self.domain.fingerprint,
+            trainable=made.trainable,
+            folded=made.folded,
+            origin=outcome.origin,
+        )
         return dataclasses.replace(outcome, result=concept)
 
     def _origin(self, own: PictureInput, caption: str | None) -> str:

@@ -130,7 +130,14 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         whole = False
     if not whole:
         raise UserError(f"{path} lacks a part of a concept; tune it again.")
-    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded, header.get("origin", ""))
+    return Concept(
+        name=Path(path).stem,
+        scope=header["scope"],
+        domain=header.get("domain", ""),
+        trainable=Trainable(**tree),
+        folded=folded,
+        origin=header.get("origin", ""),
+    )
 
 
 def origin_of(path: str | Path) -> str | None:

@@ -138,7 +138,14 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     if record["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again.", "domain")
     domain = Domain(
-        base_name, record["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
+        base_name,
+        record["domain_token"],
+        loaded.base,
+        loaded.params,
+        encoder=encoder,
+        factors=factors,
+        samples=loaded.samples,
+        **options,
     )
     part = misfit(domain)
     if part:

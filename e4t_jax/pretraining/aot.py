@@ -94,7 +94,14 @@ def domain_shapes(
     learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
     assert learned.factors is not None
     return Domain(
-        base, _WORD, model, params, learned.encoder, learned.factors, image_encoder=image_encoder, clip_features=clip_features
+        base,
+        _WORD,
+        model,
+        params,
+        encoder=learned.encoder,
+        factors=learned.factors,
+        image_encoder=image_encoder,
+        clip_features=clip_features,
     )
 
 

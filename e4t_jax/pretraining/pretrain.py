@@ -88,49 +88,41 @@ def pretrain(
         policy: How the networks compute, as in `load_base`.
         tx: An optimiser in place of `training.optimizers.pretraining`.
         track: Wraps the range of steps: a progress bar.
-        say: Takes lines for the reader: what was skipped, what changed since the run began.
+        say: Takes lines for the reader.
         profile: Leave a trace of three steps in `work`/tensorboard.
         stop: Asked after every step whether to save and end there.
 
-    Errors: `UserError` for names that lead nowhere, a domain without a word, settings out of range, a folder that holds another
-    run, or a loss that is not finite; `Stopped` when `stop` said so.
+    Errors: `UserError` for names that lead nowhere, settings out of range, another run's folder, a loss not finite; `Stopped`.
     """
     domain, settings, taken = or_preset(base, data, domain, settings)
     check_ranges(settings)
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
-    if is_first():
-        check_writable(Path(work), argument="work")
     inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
     record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
-    folder = Path(work) / "checkpoints"
-    if is_first():
-        check_writable(folder, argument="work", needed=_checkpoint_bytes(inputs.method))
-    with Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
+    with _checkpoints(Path(work), record, inputs.method, resume=resume, say=say) as checkpoints:
         # Not before the run is known to be this one.
         noted = {**record, "preset": preset or taken}
         log = RunLog(Path(work), settings.batch_size, settings.steps, noted) if is_first() else None
-        observers = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log, say)
+        observing = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log=log, say=say)
+        trace = Path(work) / "tensorboard" if profile and is_first() else None
+        observers = observing.observers(track=track, profile=trace, stop=stop)
+        weights, batches = frozen_weights(inputs.loaded.params), lambda first: inputs.batches(first=first)
         trainable = pretrain_trainable(
-            inputs.method,
-            frozen_weights(inputs.loaded.params),
-            lambda first: inputs.batches(first=first),
-            settings,
-            checkpoints=checkpoints,
-            tx=tx,
-            observers=Observers(
-                track=track,
-                record=observers.record,
-                sample=None if inputs.cached and inputs.held_out is None else observers.sample,
-                profile=Path(work) / "tensorboard" if profile and is_first() else None,
-                stop=stop,
-            ),
+            inputs.method, weights, batches, settings, checkpoints=checkpoints, tx=tx, observers=observers
         )
-    if count := count_on_all(inputs.broken.rows):
-        say(f"{count} of the {len(inputs.pictures)} pictures of {data} could not be read and were skipped.")
+    inputs.count_broken(say)
     # A domain draws, too: what no step on a cache needed is read now.
     loaded = inputs.source.open() if inputs.cached else inputs.loaded
     return _domain_of(inputs.source, loaded, domain, settings, trainable)
+
+
+def _checkpoints(work: Path, record: dict[str, Any], method: Method, *, resume: bool, say: Callable[[str], None]) -> Checkpoints:
+    """The checkpoints of a run, where there is room for them."""
+    folder = work / "checkpoints"
+    if is_first():
+        check_writable(folder, argument="work", needed=_checkpoint_bytes(method))
+    return Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say)
 
 
 class Source(NamedTuple):
@@ -164,11 +156,18 @@ class _Inputs(NamedTuple):
         """Whether the pictures come encoded."""
         return self.source.data.startswith("cache:")
 
+    def count_broken(self, say: Callable[[str], None]) -> None:
+        """Says how many pictures were skipped, where any were."""
+        if count := count_on_all(self.broken.rows):
+            say(f"{count} of the {len(self.pictures)} pictures of {self.source.data} could not be read and were skipped.")
+
 
 def _open_inputs(
     source: Source, domain: DomainSettings, settings: PretrainSettings, *, work: Path, say: Callable[[str], None]
 ) -> _Inputs:
     """Opens base and pictures; says all that can be wrong with them before anything is compiled."""
+    if is_first():
+        check_writable(work, argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
     loaded = source.open()
@@ -234,6 +233,11 @@ class _Observing(NamedTuple):
     log: RunLog | None
     say: Callable[[str], None]
 
+    def observers(self, *, track: Callable[..., Any], profile: Path | None, stop: Callable[[], bool]) -> Observers:
+        """These, and what the caller watches with; a cache without held-out pictures has no samples."""
+        sample = None if self.inputs.cached and self.inputs.held_out is None else self.sample
+        return Observers(track=track, record=self.record, sample=sample, profile=profile, stop=stop)
+
     def record(self, step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
         """Notes the figures of a step; gives what the progress bar shows."""
         figures = {**figures, "broken_pictures": count_on_all(self.inputs.broken.rows)}
@@ -283,8 +287,8 @@ def _domain_of(
         domain.domain_token,
         loaded.base,
         loaded.params,
-        trainable.encoder,
-        trainable.factors,
+        encoder=trainable.encoder,
+        factors=trainable.factors,
         regularisation=settings.regularisation,
         image_encoder=source.image_encoder,
         guidance=domain.guidance,

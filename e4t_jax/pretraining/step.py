@@ -127,7 +127,7 @@ def compile_step(
             batch = concept_batch(method, weights.encoders, rows)
             return e4t_loss_at(method, trainable, weights.frozen, batch, draws, weights=loss_weights, mean_mask=mean_mask)
 
-        return update(loss, tx, state, weights, (rows, draws), key, axis=where.axis, accumulate=accumulate)
+        return update(loss, tx, state, weights, (rows, draws), key=key, axis=where.axis, accumulate=accumulate)
 
     return where.compile(step, (False, False, True, None))
 

@@ -104,6 +104,6 @@ def see(run: Personalising, own: PictureInput, key: PRNGKeyArray) -> Views:
 def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:
     assert run.captions is not None, "a picture has no caption, and there is none to choose"
     ids, placeholder = run.captions
-    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
+    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder=placeholder, key=key)
     picked = pick_captions(weights, PROMPTS)
     return ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]

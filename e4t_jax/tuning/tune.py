@@ -114,7 +114,7 @@ def tune_one(
     def step(state, step_key):
         view_key, prompt_key, loss_key = jax.random.split(step_key, 3)
         batch = draw_batch(views, prompts, recipe.batch_size, view_key=view_key, prompt_key=prompt_key)
-        state, metrics = update(loss, tx, state, frozen, batch, loss_key)
+        state, metrics = update(loss, tx, state, frozen, batch, key=loss_key)
         return state, metrics["loss"]
 
     state, losses = jax.lax.scan(step, init_state(trainable, tx), keys[:-1])
@@ -129,4 +129,4 @@ def draw_batch(
     ids, placeholder = prompts
     prompt = jax.random.randint(prompt_key, (batch_size,), 0, ids.shape[0])
     clip = jnp.broadcast_to(views.clip, (batch_size, *views.clip.shape))
-    return ConceptBatch(views.latents[which], clip, ids, placeholder, views.mask[which], prompt)
+    return ConceptBatch(views.latents[which], clip, ids, placeholder, mask=views.mask[which], prompt=prompt)

@@ -81,7 +81,7 @@ def import_checkpoint(
     _check_arguments(reference, settings, image, open_clip)
     check_writable(out)
     parts = _read_parts(reference, settings, image_encoder)
-    domain = _assemble(settings, parts, base, out, image_encoder, _OPEN_CLIP[open_clip][0])
+    domain = _assemble(settings, parts, base, out, image_encoder=image_encoder, clip_features=_OPEN_CLIP[open_clip][0])
     check_text_encoder(reference, domain.params["text_encoder"], base)
     _check_fits(reference, domain)
     beside: dict[str, bytes | str] = {f"{_IMAGE_ENCODER}/{name}": content for name, content in parts.image_encoder.items()}
@@ -145,8 +145,8 @@ def _assemble(
         settings.domain_token,
         base,
         params,
-        parts.encoder,
-        parts.factors,
+        encoder=parts.encoder,
+        factors=parts.factors,
         scale=settings.scale,
         regularisation=settings.regularisation,
         template=settings.template,
