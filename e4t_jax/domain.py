@@ -23,7 +23,7 @@ from PIL import Image
 
 from e4t_jax.bases import Base, LoadedBase, Params
 from e4t_jax.concept import Concept
-from e4t_jax.data.images import PictureLike, read_image
+from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
@@ -59,6 +59,7 @@ class Domain:
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
+    clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:
@@ -336,10 +337,18 @@ class Tuning:
             picture, found = read_image(image, self.domain.base.image_size, use_mask=self.settings.mask != "none")
             if found is None and self.settings.mask == "file":
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
+            squash = self.domain.clip_squash
+            whole = None if squash is None else read_whole(image, squash)
         except UserError as error:
             return Outcome(name, error=error), None
-        own = picture_input(picture, found, tokens)
+        own = picture_input(picture, found, tokens, whole)
         return Outcome(name, origin=self._origin(own, caption)), own
+
+    def example(self, tokens: Prompts | None = None) -> PictureInput:
+        """A picture of the shapes that `read` gives, for programs that are compiled before there is one; `tokens` as in `read`."""
+        size, squash = self.domain.base.image_size, self.domain.clip_squash
+        whole = None if squash is None else np.zeros((squash, squash, 3), np.float32)
+        return picture_input(np.zeros((size, size, 3), np.float32), None, tokens, whole)
 
     def shared(self, *, reads: bool) -> Personalising:
         """What `personalise` needs beside a picture; `reads` where captions are read off the pictures."""
@@ -382,7 +391,8 @@ class Tuning:
 
     def _origin(self, own: PictureInput, caption: str | None) -> str:
         """A checksum of all that a concept follows from."""
-        pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
+        parts = (own.picture, own.mask, *(() if own.whole is None else (own.whole,)))
+        pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in parts]
         recipe = self.recipe
         source = {
             "scope": self.settings.scope,

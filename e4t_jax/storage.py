@@ -52,8 +52,15 @@ def write_file(path: Path, content: bytes | str) -> Path:
     return Path(path)
 
 
-def write_files(contents: Mapping[Path, bytes | str]) -> None:
+def user_cache() -> Path:
+    """The folder of this user for what can be made again: `$XDG_CACHE_HOME/e4t-jax`, as a rule `~/.cache/e4t-jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e4t-jax"
+
+
+def write_files(contents: Mapping[Path, bytes | str | Path]) -> None:
     """Writes files that belong together: all of them, or, when one cannot be written, none; the last is renamed last.
+
+    Content that is a `Path` is a file on the same disk, made before: it is moved to its place.
 
     Errors: `UserError` as `write_file`.
     """
@@ -63,10 +70,13 @@ def write_files(contents: Mapping[Path, bytes | str]) -> None:
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
+            if isinstance(content, Path):
+                temporary[path] = str(content)
+            else:
+                handle, temporary[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+            with open(temporary[path], "rb+") as file:
                 os.fsync(file.fileno())
             os.chmod(temporary[path], 0o666 & ~_umask())
             if path.is_dir():

@@ -123,6 +123,24 @@ SCENES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# What a demonstration draws a concept in: as it is, elsewhere, in other media.
+SHOWCASE: dict[str, tuple[str, str, str, str]] = {
+    "neutral": ("a picture of *s", "a photo of *s in the snow", "a watercolor of *s", "a pencil sketch of *s"),
+    "object": ("a photo of *s", "a photo of *s on the beach", "a watercolor of *s", "a pencil sketch of *s"),
+    "face": ("a photo of *s", "a photo of *s in the snow", "an oil painting of *s", "a pencil sketch of *s"),
+    "art": (
+        "a painting of a house in the style of *s",
+        "a painting of a cat in the style of *s",
+        "a portrait in the style of *s",
+        "a painting of the sea in the style of *s",
+    ),
+    "creature": (
+        "a photo of *s in the snow",
+        "a cartoon of *s on the beach",
+        "a watercolor of *s in the forest",
+        "a pencil sketch of *s in space",
+    ),
+}
 PLAIN_ENGLISH = (
     "the an my one nice good cute small little large beautiful close up closeup picture image rendering depiction drawing "
     "painting portrait view of on in at with and by from for to is it this that new old day night morning evening "

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from e4t_jax.bases.stable_diffusion.bicubic import bicubic_weights
 from e4t_jax.errors import UserError, reason_of
 
 _FEWEST_PIXELS = 8
@@ -40,12 +41,8 @@ def read_image(
     if isinstance(source, str | Path) and is_mask(source):
         raise UserError(f"{source} is a mask, by its name; give the picture that it belongs to, or rename it.")
     name = _name_of(source, "the picture")
-    opened = _open(source, name)
-    rgba = _to_rgba(opened, name)
-    alpha = rgba.getchannel("A")
+    picture, alpha = _open_on_white(source, name)
     opaque = alpha.getextrema() == (255, 255)
-    # Laid on white only where there is something to lay: it rounds.
-    picture = (rgba if opaque else Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)).convert("RGB")
     if not use_mask:
         return _to_floats(_square(picture, size)), None
     if mask is None and isinstance(source, str | Path) and os.path.exists(mask_beside(source)):
@@ -65,6 +62,21 @@ def read_image(
     if covered.max() < 0.5:
         raise UserError(f"The mask of {name} leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
     return _to_floats(_square(picture, size, centre)), covered
+
+
+def read_whole(source: PictureLike, size: int) -> Float[np.ndarray, "size size 3"]:
+    """A whole picture squashed to a square, nothing cropped, as the public PyTorch code shows one to CLIP: about [-1, 1].
+
+    Bicubic with aligned corners and without antialiasing, from all its pixels; what that overshoots is kept.
+
+    Errors: `UserError` as `read_image`.
+    """
+    pixels = np.asarray(_open_on_white(source, _name_of(source, "the picture"))[0])
+    rows, columns = (bicubic_weights(length, size) for length in pixels.shape[:2])
+    # A new pixel is a sum of 16 old ones: of a large picture, most rows and columns are in none.
+    used_rows, used_columns = (np.flatnonzero(weights.any(axis=0)) for weights in (rows, columns))
+    used = np.asarray(pixels[np.ix_(used_rows, used_columns)], np.float32) / 127.5 - 1
+    return np.einsum("yh,xw,hwc->yxc", rows[:, used_rows], columns[:, used_columns], used, optimize=True)
 
 
 def is_mask(path: str | Path) -> bool:
@@ -105,6 +117,16 @@ def _open(source: PictureLike, name: str) -> Image.Image:
         reason = reason_of(error, _LONGEST_REASON)
         raise UserError(f"{name} is damaged or cannot be read ({reason}); copy or export it again.") from None
     return _check_size(picture, name)
+
+
+def _open_on_white(source: PictureLike, name: str) -> tuple[Image.Image, Image.Image]:
+    """A picture as RGB, laid on white where it is transparent, and its opacity."""
+    rgba = _to_rgba(_open(source, name), name)
+    alpha = rgba.getchannel("A")
+    # Laid on white only where there is something to lay: it rounds.
+    if alpha.getextrema() == (255, 255):
+        return rgba.convert("RGB"), alpha
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), alpha
 
 
 def _from_file(path: Path, name: str) -> Image.Image:

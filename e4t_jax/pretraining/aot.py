@@ -24,7 +24,7 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state
 from e4t_jax.training.parallel import Layout, layout
 from e4t_jax.tuning.batching import lowered
-from e4t_jax.tuning.personalise import personalise, picture_input
+from e4t_jax.tuning.personalise import personalise
 from e4t_jax.tuning.tune import TuneSettings, start
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
@@ -107,14 +107,8 @@ def domain_shapes(
 
 def lower_tune(domain: Domain, settings: TuneSettings, devices: Sequence[Any], each: int = 1) -> jax.stages.Lowered:
     """The very program that `Domain.tune` runs for `each` bare pictures a device: encoders, captions, steps and fold."""
-    size = domain.base.image_size
-    return lowered(
-        personalise,
-        domain.tuning(settings).shared(reads=True),
-        picture_input(np.zeros((size, size, 3), np.float32), None),
-        devices,
-        each,
-    )
+    tuning = domain.tuning(settings)
+    return lowered(personalise, tuning.shared(reads=True), tuning.example(), devices, each)
 
 
 def lower_generate(

@@ -58,6 +58,7 @@ class PictureInput(NamedTuple):
     mask: Float[Array | np.ndarray, "h w"]
     checksum: UInt32[Array | np.ndarray, ""]
     caption: Prompts | None = None  # where it has one of its own: [1, length]
+    whole: Float[Array | np.ndarray, "s s 3"] | None = None  # as CLIP sees it, where that is not `picture` (`Domain.clip_squash`)
 
 
 class Personalised(NamedTuple):
@@ -72,11 +73,14 @@ jax.export.register_namedtuple_serialization(Personalised, serialized_name="e4t_
 
 
 def picture_input(
-    picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"] | None, caption: Prompts | None = None
+    picture: Float[np.ndarray, "h w 3"],
+    mask: Float[np.ndarray, "h w"] | None,
+    caption: Prompts | None = None,
+    whole: Float[np.ndarray, "s s 3"] | None = None,
 ) -> PictureInput:
     """A picture with its checksum; without a mask, all of it counts."""
     checksum = np.asarray(zlib.crc32(np.ascontiguousarray(picture).tobytes()), np.uint32)
-    return PictureInput(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption)
+    return PictureInput(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption, whole)
 
 
 def personalise(run: Personalising, own: PictureInput) -> Personalised:
@@ -94,9 +98,9 @@ def see(run: Personalising, own: PictureInput, key: PRNGKeyArray) -> Views:
     """A picture's views as latents, and φ_clip of the picture itself."""
     picture = jnp.asarray(own.picture)
     images, masks = make_views(picture, jnp.asarray(own.mask), key, _VIEWS)
-    method = run.method
+    method, seen = run.method, picture if own.whole is None else jnp.asarray(own.whole)
     latents, clip, small = encode_pictures(
-        method.base, run.encoders, images, masks, clip_features=method.clip_features, seen=picture[None]
+        method.base, run.encoders, images, masks, clip_features=method.clip_features, seen=seen[None]
     )
     return Views(latents, clip[0], small)
 

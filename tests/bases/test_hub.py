@@ -5,6 +5,7 @@ import shutil
 import socket
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,23 +26,24 @@ def written(tmp_path_factory):
 
 
 class FakeHub:
-    """A repository on a server, and a cache; `asked` are the calls that went to the server."""
+    """A repository on a server, and a cache; `asked` are the calls that went to the server, `tags` what it says of licences."""
 
     def __init__(self, monkeypatch, remote, cache, offline=False):
-        self.remote, self.cache, self.offline, self.asked = remote, cache, offline, []
+        self.remote, self.cache, self.offline, self.asked, self.tags = remote, cache, offline, [], ["license:creativeml-openrail-m"]
         monkeypatch.setattr(hub, "snapshot_download", self.snapshot_download)
-        monkeypatch.setattr(hub, "list_repo_files", self.list_repo_files)
+        monkeypatch.setattr(hub, "model_info", self.model_info)
 
     def _files(self):
         return [path.relative_to(self.remote).as_posix() for path in self.remote.rglob("*") if path.is_file()]
 
-    def list_repo_files(self, name):
+    def model_info(self, name, revision=None, files_metadata=False):
         self.asked.append(name)
         if self.offline:
             raise OfflineModeIsEnabled("no connection today")
-        return self._files()
+        sizes = {name: (self.remote / name).stat().st_size for name in self._files()}
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=sizes[name]) for name in sizes], tags=self.tags)
 
-    def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
+    def snapshot_download(self, name, revision=None, allow_patterns=None, local_files_only=False):
         if local_files_only:
             if not self.cache.exists():
                 raise LocalEntryNotFoundError("nothing there")
@@ -171,7 +173,7 @@ def no_connection(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for name in ("snapshot_download", "list_repo_files"):
+    for name in ("snapshot_download", "model_info"):
         monkeypatch.setattr(hub, name, refuse)
     yield
     assert not tried

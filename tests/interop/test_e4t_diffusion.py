@@ -10,7 +10,7 @@ from PIL import Image
 from public_checkpoints import LAYERS, PATCH, WIDTH, write_checkpoints
 
 from e4t_jax import bases
-from e4t_jax.bases.stable_diffusion.base import resize_bicubic
+from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
 from e4t_jax.cli import import_reference
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import load_concept
@@ -121,7 +121,7 @@ def relative_error(ours, theirs):
 def test_a_pretrained_checkpoint_becomes_a_domain(reference, tmp_path):
     """U-Net with offsets and encoder output, relative error 1e-4."""
     folder, encoder, offsets = reference
-    import_reference.main(import_reference.Config(folder / "pretrained", str(folder / "base"), tmp_path / "domain"))
+    import_reference.main(import_reference.Config(str(folder / "pretrained"), tmp_path / "domain", str(folder / "base")))
     domain = load_domain(tmp_path / "domain")
     assert (domain.domain_token, domain.clip_features, domain.scale) == ("creature", "bicubic-tokens", 0.1)
     (z, t, text), inputs = draw_inputs(domain.base)
@@ -149,7 +149,7 @@ def test_a_tuned_checkpoint_becomes_a_concept(reference, tmp_path):
     folder, _, offsets = reference
     picture = tmp_path / "venus.png"
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (16, 16, 3), np.uint8)).save(picture)
-    config = import_reference.Config(folder / "tuned", str(folder / "base"), tmp_path / "domain", image=picture)
+    config = import_reference.Config(str(folder / "tuned"), tmp_path / "domain", str(folder / "base"), image=picture)
     import_reference.main(config)
     domain = load_domain(tmp_path / "domain")
     concept = load_concept(tmp_path / "domain" / "venus.safetensors", domain.fingerprint)
@@ -182,16 +182,16 @@ def test_an_import_from_python_returns_what_it_wrote(reference, tmp_path):
 
 def test_what_a_checkpoint_lacks_is_said(reference, tmp_path):
     folder, encoder, _ = reference
-    with pytest.raises(UserError, match=r"image: .*tuned is a tuned concept; give the picture"):
-        import_reference.main(import_reference.Config(folder / "tuned", str(folder / "base"), tmp_path / "out"))
+    with pytest.raises(UserError, match=r"image: .*tuned is a tuned concept without domain.png; give the picture"):
+        import_reference.main(import_reference.Config(str(folder / "tuned"), tmp_path / "out", str(folder / "base")))
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text((folder / "pretrained" / "config.json").read_text())
     with pytest.raises(UserError, match=r"encoder.pt does not exist"):
-        import_reference.main(import_reference.Config(broken, str(folder / "base"), tmp_path / "out"))
+        import_reference.main(import_reference.Config(str(broken), tmp_path / "out", str(folder / "base")))
     torch.save({name: tensor for name, tensor in encoder.items() if name != "feature_linear.bias"}, broken / "encoder.pt")
     with pytest.raises(UserError, match=r"encoder.pt lacks the tensor feature_linear.bias"):
-        import_reference.main(import_reference.Config(broken, str(folder / "base"), tmp_path / "out"))
+        import_reference.main(import_reference.Config(str(broken), tmp_path / "out", str(folder / "base")))
 
 
 @pytest.mark.parametrize("size", [64, 512, 224, 225, 1])
@@ -222,8 +222,8 @@ def test_other_kinds_see_pictures_as_before(domain):
 @pytest.mark.compiles
 def test_newer_open_clip_norms_all_tokens(reference, tmp_path, capsys):
     folder, encoder, _ = reference
-    common = (folder / "pretrained", str(folder / "base"))
-    import_reference.main(import_reference.Config(*common, tmp_path / "domain", open_clip="2.23-or-later"))
+    own = (str(folder / "pretrained"), tmp_path / "domain", str(folder / "base"))
+    import_reference.main(import_reference.Config(*own, open_clip="2.23-or-later"))
     assert "OpenCLIP 2.23 or later, which norms all tokens" in capsys.readouterr().out
     domain = load_domain(tmp_path / "domain")
     features = np.random.default_rng(0).standard_normal((2, domain.base.feature_width)).astype(np.float32)
@@ -246,7 +246,7 @@ def copy_of(reference, tmp_path, **settings):
 
 
 def import_from(changed, reference, tmp_path, **options):
-    import_reference.main(import_reference.Config(changed, str(reference[0] / "base"), tmp_path / "domain", **options))
+    import_reference.main(import_reference.Config(str(changed), tmp_path / "domain", str(reference[0] / "base"), **options))
     return load_domain(tmp_path / "domain")
 
 
@@ -321,7 +321,7 @@ def test_a_text_encoder_beside_a_checkpoint_is_the_bases_or_refused(reference, d
     other = dict(state)
     other["text_model.final_layer_norm.bias"] = other["text_model.final_layer_norm.bias"] + 0.1
     torch.save({"state_dict": other}, changed / "text_encoder.pt")
-    options = (changed, str(reference[0] / "base"), tmp_path / "other")
+    options = (str(changed), tmp_path / "other", str(reference[0] / "base"))
     with pytest.raises(UserError, match=r"base: \S+text_encoder.pt is another text encoder .*final_layer_norm.bias differs"):
         import_reference.main(import_reference.Config(*options))
     assert not (tmp_path / "other").exists()

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
+from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
 from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
 from e4t_jax.bases.stable_diffusion.settings import module_of
@@ -37,7 +38,6 @@ _CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # What `see` returns: kinds by name.
 CLIP_FEATURES = ("layers", "tokens", "bicubic-tokens", "bicubic-normed-tokens")
 _BICUBIC = "bicubic-"
-_CUBIC = -0.75  # the steepness of PyTorch's cubic kernel (Keys 1981)
 _PROJECTION = 512  # the default of CLIP's configurations
 # Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
 _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
@@ -317,29 +317,6 @@ class StableDiffusion:
     ) -> Float[Array, "b features"]:
         """φ_unet(z_t, t), at about half the cost of a prediction."""
         return self.unet.apply({"params": unet}, z_t, t, conditioning, method="features")
-
-
-def resize_bicubic(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
-    """Pictures at `size` as PyTorch's bicubic interpolation with aligned corners makes them: a = -0.75, no antialiasing.
-
-    Every new row is a sum of four old ones, those beyond the edge being the edge's; columns likewise.
-    """
-    rows, columns = (jnp.asarray(_bicubic_weights(length, size)) for length in images.shape[1:3])
-    return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images, precision="highest")
-
-
-def _bicubic_weights(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    # Positions in float32, as PyTorch has them: at 512 pixels the difference to exact ones would be seen in the result.
-    step = np.float32((length - 1) / (size - 1) if size > 1 else 0)
-    places = step * np.arange(size, dtype=np.float32)
-    first = np.floor(places).astype(int)
-    weights = np.zeros((size, length), np.float32)
-    for tap in range(-1, 3):
-        distance = np.abs(places - (first + tap)).astype(np.float64)
-        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-        far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(weights, (np.arange(size), np.clip(first + tap, 0, length - 1)), np.where(distance <= 1, near, far))
-    return weights
 
 
 def _trunk(image_encoder: Params) -> Params:

@@ -123,6 +123,36 @@ def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = 
 
     Errors: `UserError`, one line that names the file, when one is missing, damaged, changed or of another architecture.
     """
+    base, weights = _open_parts(folder, image_encoder, Policy(**policy))
+    shapes = base.param_shapes()
+    check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
+    samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
+    params = {}
+    for part in STEMS:
+        params[part], part_samples = _fill_part(weights[part], part, shapes[part], sampled=samples is not None)
+        if samples is not None:
+            samples[part] = part_samples
+    return LoadedBase(base, params, samples)
+
+
+def survey_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = None) -> LoadedBase:
+    """`open_folder` with shapes in place of weights: what fingerprints read of each tensor is kept, and nothing else of it.
+
+    Errors: `UserError` as `open_folder`.
+    """
+    base, weights = _open_parts(folder, image_encoder, Policy())
+    shapes = base.param_shapes()
+    samples = {}
+    for part in STEMS:
+        flat = flatten_dict(shapes[part], sep="/")
+        samples[part] = unflatten_dict({path: sample_of(_read(weights[part], part, path, flat[path])) for path in flat}, sep="/")
+    return LoadedBase(base, shapes, samples)
+
+
+def _open_parts(
+    folder: Path, image_encoder: Path | Callable[[], Path] | None, policy: Policy
+) -> tuple[StableDiffusion, dict[str, Weights]]:
+    """The base in a folder, and where the weights of its parts lie."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"The base model {folder} does not exist; give a folder in the diffusers layout or a Hub id.")
@@ -143,16 +173,7 @@ def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = 
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
         weights["image_encoder"] = open_weights(where, "image_encoder")
-    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, Policy(**policy))
-    shapes = base.param_shapes()
-    check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
-    samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
-    params = {}
-    for part in STEMS:
-        params[part], part_samples = _fill_part(weights[part], part, shapes[part], sampled=samples is not None)
-        if samples is not None:
-            samples[part] = part_samples
-    return LoadedBase(base, params, samples)
+    return StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy), weights
 
 
 def _verify(folder: Path, index: Mapping[str, Any]) -> None:
@@ -239,25 +260,34 @@ def _fill_part(weights: Weights, part: str, shapes: Params, *, sampled: bool) ->
     """The weights and, where asked for, samples of them as they were stored (`storage.sample_of`)."""
     loaded, samples = {}, {}
     for path, promised in flatten_dict(shapes, sep="/").items():
-        name = path if weights.flax else torch_name(part, path)
-        if name not in weights.read and other_name(name) in weights.read:
-            name = other_name(name)
-        if name not in weights.read:
-            raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
-        try:
-            stored = weights.read[name]()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights.file}: {name} cannot be read ({error}); copy the file again.") from None
-        tensor = stored if weights.flax else from_torch(path, stored, promised.shape)
-        if tensor.shape != promised.shape:
-            raise UserError(
-                f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
-                f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
-            )
-        if not np.isfinite(np.asarray(tensor, np.float32)).all():
-            raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
+        tensor = _read(weights, part, path, promised)
         if sampled:
             samples[path] = sample_of(np.asarray(tensor))
         # Copied at once, one tensor at a time: the device never waits for, nor the host holds, more than that.
         loaded[path] = jax.block_until_ready(jnp.array(tensor, promised.dtype))
     return unflatten_dict(loaded, sep="/"), unflatten_dict(samples, sep="/")
+
+
+def _read(weights: Weights, part: str, path: str, promised: jax.ShapeDtypeStruct) -> np.ndarray:
+    """One weight in Flax's layout, as it is stored.
+
+    Errors: `UserError` for one that is missing, of another shape than promised, or not finite.
+    """
+    name = path if weights.flax else torch_name(part, path)
+    if name not in weights.read and other_name(name) in weights.read:
+        name = other_name(name)
+    if name not in weights.read:
+        raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
+    try:
+        stored = weights.read[name]()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights.file}: {name} cannot be read ({error}); copy the file again.") from None
+    tensor = stored if weights.flax else from_torch(path, stored, promised.shape)
+    if tensor.shape != promised.shape:
+        raise UserError(
+            f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
+            f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
+        )
+    if not np.isfinite(np.asarray(tensor, np.float32)).all():
+        raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
+    return tensor
