@@ -1,4 +1,4 @@
-"""Standard output and error that nobody reads any more, or that cannot be written: `e4t --help | head -3`, `e4t tune … > /dev/full`."""
+"""Standard output and error that nobody reads any more (`e4t --help | head -3`), or that cannot be written (`> /dev/full`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _READER_LEFT = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else 1  # what
 
 @contextlib.contextmanager
 def ends_with_its_reader() -> Iterator[None]:
-    """What is done within ends without a word once the reader of its output has left; other output that cannot be written is a line."""
+    """What is done within ends without a word once the reader of its output has left; output that cannot be written is a line."""
     try:
         try:
             yield

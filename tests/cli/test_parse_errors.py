@@ -28,7 +28,7 @@ class Config:
             "--stepps and --x are unknown to this command; the nearest is --steps",
         ),
         (["--out", "o", "--step", "3"], "--step is unknown to this command; the nearest is --steps"),
-        (["--out", "o", "--Steps=3", "--outputs"], "--Steps=3 and --outputs are unknown to this command; the nearest are --steps and --out"),
+        (["--Steps=3", "--outs"], "--Steps=3 and --outs are unknown to this command; the nearest are --steps and --out"),
         (["--otu", "o"], "--otu is unknown to this command; the nearest is --out"),
         (["--output-dir", "o"], "--output-dir is unknown to this command; the nearest is --out"),
         (["--out", "o", "word"], "'word' follows no option; write --images before it"),
