@@ -18,13 +18,13 @@ from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, LoadedBase, Params
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
+from e4t_jax.bases.stable_diffusion.random_weights import RANDOM
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
 from e4t_jax.machine import check_holds
 from e4t_jax.templates import known_words
 
-_RANDOM = "random:"
-_RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
+_RANDOM_IMAGE_ENCODER = f"{RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -45,13 +45,15 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
 
 def open_base(name: str, image_encoder: str | None = None, **policy: Any) -> LoadedBase:
     """`load_base` with what tells the base's weights from others, however they were cast."""
-    if name.startswith(_RANDOM):
+    if name.startswith(RANDOM):
         return LoadedBase(*random_base(name, image_encoder, **policy))
     shipped = registry.find("base", name)
     folder = shipped() if shipped else find_folder(name, "base")
     own = (folder / "image_encoder" / "config.json").exists()
     if own and image_encoder is None:
         return _open_folder(folder, None, policy)
+    if image_encoder is not None and image_encoder.startswith(RANDOM):
+        return _open_folder(folder, image_encoder, policy)
     # Asked for when the base was found to be whole: a folder that is none makes no connection.
     find_image_encoder = partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER)
     return _open_folder(folder, find_image_encoder, policy)
@@ -76,7 +78,7 @@ def random_base(name: str, image_encoder: str | None = None, **policy: Any) -> t
 
 def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """`load_base` with shapes in place of weights: of a random base none is drawn."""
-    if not name.startswith(_RANDOM):
+    if not name.startswith(RANDOM):
         base, params = load_base(name, image_encoder, **policy)
         return base, jax.eval_shape(lambda: params)
     base = _geometry(name, image_encoder).with_policy(**policy)
@@ -84,11 +86,14 @@ def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any)
 
 
 def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
-    parts = (part.removeprefix(_RANDOM) for part in (name, image_encoder or _RANDOM_IMAGE_ENCODER))
+    eyes = image_encoder or _RANDOM_IMAGE_ENCODER
+    if not eyes.startswith(RANDOM):
+        raise UserError(f"{eyes} does not go with the base {name}; choose random:vit-l14 or random:vit-h14.", "image_encoder")
+    parts = (part.removeprefix(RANDOM) for part in (name, eyes))
     return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
-def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None, policy: dict[str, Any]) -> LoadedBase:
+def _open_folder(folder: Path, image_encoder: str | Callable[[], Path] | None, policy: dict[str, Any]) -> LoadedBase:
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
     read = registry.find("architecture", kind or "StableDiffusionPipeline")
