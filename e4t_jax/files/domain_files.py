@@ -1,14 +1,17 @@
 """A domain on disk: domain.json, encoder.safetensors, offsets.safetensors, written and read as one thing.
 
-domain.json names the base, and holds the checksums of the two others, the base's fingerprint and a checksum of its own: files of
-two domains do not mix.
+domain.json names the base, and holds the checksums of the others, the base's fingerprint and a checksum of its own: files of
+two domains do not mix. Where the offsets were made of the public code's networks, these lie beside them (networks.safetensors,
+which is read where they are trained and nowhere else).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,9 @@ from e4t_jax.bases import CLIP_FEATURES, Params, open_base
 from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
+from e4t_jax.objective import domain_word
+from e4t_jax.offsets import Networks, OffsetNetwork, factors_of_networks
 from e4t_jax.storage import (
-    FORMAT,
     check_signed,
     digest,
     file_digest,
@@ -38,7 +42,9 @@ from e4t_jax.storage import (
 from e4t_jax.templates import TEMPLATES
 
 _KIND = "e4t domain"
+_FORMAT = 4  # 1 had no checksum; up to 3, λ weighed ‖s E‖² and not its share of ‖e_d‖²
 _TENSORS = ("encoder", "offsets")
+_NETWORKS = "networks"
 _BOUNDS = {"scale": SCALE, "regularisation": WEIGHT, "guidance": GUIDANCE}
 _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scale": (int, float),
@@ -65,7 +71,7 @@ _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 def save_domain(
     folder: str | Path, domain: Domain, dtype: Any = np.float16, *, beside: Mapping[str, bytes | str] | None = None
 ) -> None:
-    """Writes domain.json, encoder.safetensors and offsets.safetensors: all of them, or none.
+    """Writes domain.json, encoder.safetensors, offsets.safetensors and, where there are any, networks.safetensors: all, or none.
 
     Args:
         folder: Where they are written; made if it is not there.
@@ -78,7 +84,10 @@ def save_domain(
     folder, beside = Path(folder), beside or {}
     check_names(folder, beside)
     parts: dict[str, bytes] = {}
-    for name, tree in zip(_TENSORS, (domain.encoder, domain.factors), strict=True):
+    trees = {"encoder": domain.encoder, "offsets": domain.factors}
+    if domain.networks is not None:
+        trees[_NETWORKS] = {kernel: network._asdict() for kernel, network in domain.networks().items()}
+    for name, tree in trees.items():
         with np.errstate(over="ignore"):
             flat = {key: np.asarray(leaf, dtype) for key, leaf in flatten_dict(tree, sep="|").items()}
         lost = next((key for key, leaf in flat.items() if not np.isfinite(leaf).all()), None)
@@ -86,7 +95,7 @@ def save_domain(
             raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
     record = {name: getattr(domain, name) for name in _OPTIONS}
-    record |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
+    record |= {"format": _FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     record["base_fingerprint"] = base_fingerprint(domain.stored)
     record["digests"] = {name: digest(content) for name, content in parts.items()}
     clip = domain.image_encoder
@@ -102,7 +111,7 @@ def save_domain(
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
     """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
-    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(names))
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in (*_TENSORS, _NETWORKS))} & set(names))
     if taken:
         raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
 
@@ -137,12 +146,24 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     found = base_fingerprint(stored) if record["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
     if record["base_fingerprint"] != found:
         raise UserError(f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again.", "domain")
+    has_networks = f"{_NETWORKS}.safetensors" in record.get("digests", {})
     domain = Domain(
-        base_name, record["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
+        base_name,
+        record["domain_token"],
+        loaded.base,
+        loaded.params,
+        encoder,
+        factors,
+        networks=partial(_read_networks, path, record, factors) if has_networks else None,
+        samples=loaded.samples,
+        **options,
     )
     part = misfit(domain)
     if part:
         raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")
+    if record["format"] < 4:
+        squared = float(jnp.sum(domain_word(domain.method, domain.params["text_encoder"]) ** 2))
+        domain = dataclasses.replace(domain, regularisation=domain.regularisation * squared)
     return domain
 
 
@@ -175,8 +196,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     """What domain.json says: everything there, of its type and as it was written."""
     record = read_json(path, _MEND)
     number = record.get("format")
-    if isinstance(number, int) and number > FORMAT:
-        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {FORMAT}; update e4t-jax.")
+    if isinstance(number, int) and number > _FORMAT:
+        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {_FORMAT}; update e4t-jax.")
     check_signed(path, record, _MEND)
     for name, value in record.items():
         kind = {**_FIELDS, **_OPTIONAL_FIELDS}.get(name)
@@ -212,6 +233,19 @@ def _read_part(path: Path, part: str, record: dict[str, Any]) -> Params:
         return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
     except (TypeError, AttributeError):  # a name that is part and whole at once
         raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
+
+
+def _read_networks(path: Path, record: dict[str, Any], factors: Params) -> Networks:
+    """The offset networks, which have to be those of the factors' kernels."""
+    tree = _read_part(path, _NETWORKS, record)
+    try:
+        networks = {kernel: OffsetNetwork(**fields) for kernel, fields in tree.items()}
+        made = jax.eval_shape(factors_of_networks, networks)
+    except TypeError:  # of other parts, or of shapes that do not go together
+        made = None
+    if made is None or jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, factors):
+        raise UserError(f"{path.parent / _NETWORKS}.safetensors does not fit the offsets beside it; {_MEND}.")
+    return networks
 
 
 def _base_of(folder: Path, record: dict[str, Any]) -> str:

@@ -23,10 +23,11 @@ from e4t_jax.files.concept_files import concept_bytes
 from e4t_jax.files.domain_files import misfit, save_domain
 from e4t_jax.interop.e4t_diffusion.files import check_text_encoder, read_state, read_unet, tensor_errors_as_one_line
 from e4t_jax.interop.e4t_diffusion.settings import CheckpointSettings, read_settings
-from e4t_jax.interop.e4t_diffusion.tensors import State, read_encoder, read_image_encoder, read_offsets
+from e4t_jax.interop.e4t_diffusion.tensors import State, factors_of, read_encoder, read_image_encoder, read_networks
 from e4t_jax.objective import Trainable, fold
-from e4t_jax.offsets import Factors
+from e4t_jax.offsets import Factors, Networks
 from e4t_jax.storage import check_writable, temporary_folder, to_json, write_file
+from e4t_jax.tuning.public_recipe import REGULARISATION
 
 # Version of OpenCLIP -> (what the encoder sees of CLIP, in words: which tokens the last layer's norm is applied to).
 _OPEN_CLIP = {"before-2.23": ("bicubic-tokens", "the first token"), "2.23-or-later": ("bicubic-normed-tokens", "all tokens")}
@@ -47,7 +48,8 @@ class _Parts(NamedTuple):
 
     encoder: Params
     image_encoder: dict[str, bytes | str]  # its files by name; none of a newer checkpoint
-    factors: Factors
+    networks: Networks
+    factors: Factors  # what the networks say
     offsets_file: Path
     state: State  # of that file
 
@@ -87,7 +89,7 @@ def import_checkpoint(
     beside: dict[str, bytes | str] = {f"{_IMAGE_ENCODER}/{name}": content for name, content in parts.image_encoder.items()}
     concept = None
     if image is not None:
-        domain = dataclasses.replace(domain, factors={})  # all of them are the concept's
+        domain = dataclasses.replace(domain, factors={}, networks=None)  # all of them are the concept's
         concept = _concept(Path(image), domain, parts)
         beside[f"{concept.name}.safetensors"] = concept_bytes(concept, np.float32)
     save_domain(out, domain, np.float32, beside=beside)  # numbers made elsewhere are kept as they are
@@ -113,8 +115,9 @@ def _read_parts(reference: Path, settings: CheckpointSettings, image_encoder: st
     offsets_file = unet_file if settings.is_tuned and unet_file.exists() else reference / "weight_offsets.pt"
     state = read_state(offsets_file)
     with tensor_errors_as_one_line(offsets_file):
-        factors = read_offsets(state, offsets_file.name)
-    return _Parts(encoder, image_encoder_files, factors, offsets_file, state)
+        networks = read_networks(state, offsets_file.name)
+        factors = factors_of(networks)
+    return _Parts(encoder, image_encoder_files, networks, factors, offsets_file, state)
 
 
 def _image_encoder_files(
@@ -148,10 +151,10 @@ def _assemble(
         parts.encoder,
         parts.factors,
         scale=settings.scale,
-        regularisation=settings.regularisation,
         template=settings.template,
         image_encoder=_IMAGE_ENCODER if parts.image_encoder else image_encoder,
         clip_features=clip_features,
+        networks=lambda: parts.networks,
     )
 
 
@@ -176,6 +179,10 @@ def _concept(image: Path, domain: Domain, parts: _Parts) -> Concept:
 def _notes(settings: CheckpointSettings, open_clip: str) -> tuple[str, ...]:
     version, normed = open_clip.replace("-", " "), _OPEN_CLIP[open_clip][1]
     notes = [f"Read as of OpenCLIP {version}, which norms {normed}; open_clip chooses the other."]
+    notes.append(
+        f"Its reg_lambda {settings.regularisation:g} weighs the sum of ‖e*‖² over a batch, so it is not our λ: tuning takes "
+        f"{Domain.regularisation:g} of ‖s E‖² / ‖e_d‖², and recipe public {REGULARISATION:g} of that sum."
+    )
     if not settings.holds_prompt:
         prompt, kind = shortened(settings.prompt), settings.template
         notes.append(f"Its prompt {prompt} is none of ours; the captions of kind {kind!r} take its place.")
