@@ -27,7 +27,7 @@ from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
-from e4t_jax.offsets import Factors
+from e4t_jax.offsets import Factors, Networks
 from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept, draw_prompt_noise
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
@@ -35,8 +35,9 @@ from e4t_jax.templates import scene_captions
 from e4t_jax.tuning.batching import over
 from e4t_jax.tuning.kept_programs import static_fields
 from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
+from e4t_jax.tuning.recipe import Prompts, Recipe
 from e4t_jax.tuning.results import Outcome, Outcomes
-from e4t_jax.tuning.tune import Prompts, Recipe, TuneSettings
+from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER, TokenizedPrompts, tokenize
 
 _AHEAD = 64  # pictures read while others are tuned
@@ -54,12 +55,15 @@ class Domain:
     encoder: Params  # weights of `encoder.ConceptEncoder`
     factors: Factors | Params  # of the domain's weight offsets; shapes in place of arrays where a program is only lowered
     scale: float = 0.1  # s of e* = e_d + s E
-    regularisation: float = 0.01  # λ of pretraining, and of tuning
+    # λ of pretraining, and of tuning, over ‖e_d‖²: the paper's 0.01 where ‖e_d‖ = 0.4, as of Stable Diffusion's words.
+    regularisation: float = 0.0016
     guidance: float = 7.5  # classifier-free, where a call names none
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
     clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
+    # Reads the networks that the factors were made of, where they are known: an imported checkpoint's.
+    networks: Callable[[], Networks] | None = None
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:
@@ -157,10 +161,11 @@ class Domain:
         """
         if not len(images):
             raise UserError("there is no picture; give one or more.", "images")
+        tuning = self.tuning(settings, **changes)
+        caption = tuning.recipe.caption if caption is None else caption
         captions = [caption] * len(images) if isinstance(caption, str) else caption
         if captions is not None and len(captions) != len(images):
             raise UserError(f"there are {len(captions)} for {len(images)} pictures; give one for all, or one for each.", "caption")
-        tuning = self.tuning(settings, **changes)
         tokens = None if captions is None else self.tokenize(captions)
 
         def read(row: int) -> tuple[Outcome[Concept], PictureInput | None]:
@@ -186,8 +191,8 @@ class Domain:
 
         Errors: `UserError` for settings out of range.
         """
-        settings = _changed(settings or TuneSettings(), changes)
-        return Tuning(self, settings, settings.recipe(self.regularisation))
+        settings = _changed(settings or TuneSettings(), changes).filled()
+        return Tuning(self, settings, settings.recipe_of(self.regularisation))
 
     def generate(
         self,
@@ -333,15 +338,17 @@ class Tuning:
 
         `tokens` are the caption's, [1, length]; both are None where it is to be read off the picture.
         """
+        framing = self.recipe.framing(self.settings.seed)
+        use_mask = self.settings.mask != "none" and self.settings.recipe != "public"
         try:
-            picture, found = read_image(image, self.domain.base.image_size, use_mask=self.settings.mask != "none")
+            picture, found = read_image(image, self.domain.base.image_size, use_mask=use_mask, place=framing.place)
             if found is None and self.settings.mask == "file":
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
             squash = self.domain.clip_squash
             whole = None if squash is None else read_whole(image, squash)
         except UserError as error:
             return Outcome(name, error=error), None
-        own = picture_input(picture, found, tokens, whole)
+        own = picture_input(np.ascontiguousarray(picture[:, ::-1]) if framing.is_mirrored else picture, found, tokens, whole)
         return Outcome(name, origin=self._origin(own, caption)), own
 
     def example(self, tokens: Prompts | None = None) -> PictureInput:
@@ -359,12 +366,18 @@ class Tuning:
             captions = CaptionGrid(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
         return Personalising(
             method=domain.method,
-            frozen=domain.frozen,
+            frozen=self._frozen(),
             encoders=Encoders(domain.params["vae"], domain.params["image_encoder"]),
             captions=captions,
             key=jax.random.key(self.settings.seed, impl="threefry2x32"),
             recipe=self.recipe,
         )
+
+    def _frozen(self) -> Frozen:
+        """The domain's weights, with what the recipe may begin with."""
+        domain, begins = self.domain, self.recipe.scope.parts
+        networks = domain.networks() if "networks" in begins and domain.networks is not None else None
+        return self.recipe.frozen(domain.frozen._replace(networks=networks, image_encoder=domain.params["image_encoder"]))
 
     @property
     def traced_from(self) -> list[Any] | None:
@@ -379,6 +392,7 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
+        assert self.settings.scope is not None  # they are filled
         concept = Concept(
             name=outcome.name,
             scope=self.settings.scope,
@@ -396,6 +410,8 @@ class Tuning:
         recipe = self.recipe
         source = {
             "scope": self.settings.scope,
+            "recipe": self.settings.recipe,
+            "parts": recipe.scope.parts,
             "steps": recipe.steps,
             "batch_size": recipe.batch_size,
             "learning_rate": recipe.learning_rate,

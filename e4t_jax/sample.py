@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int, Key
 from e4t_jax.arrays import Array, same_generator
 from e4t_jax.bases.protocol import Params
 from e4t_jax.checks import Guidance, SamplingSteps, Seed, check_ranges
-from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, prompt_states
+from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, own_reader, prompt_states
 from e4t_jax.process import draw_noise
 from e4t_jax.samplers import Sampler
 
@@ -109,7 +109,7 @@ def sample_latents(
 
     Pure, so that `jit` and `vmap` over concepts apply.
     """
-    method, frozen, sampler = run.method, run.frozen, run.sampler
+    method, frozen, sampler = run.method, own_reader(concept.trainable, run.frozen), run.sampler
     unet = effective_unet(concept.trainable, frozen)
     count = len(run.noise)
     empty = empty_states(method, frozen, count)
@@ -118,7 +118,7 @@ def sample_latents(
     def call(state, i):
         z, t = state.latents, jnp.broadcast_to(sampler.timesteps[i], (count,))
         unconditional, features = method.base.denoise(unet, z, t, empty)
-        word, _ = concept_word(method, concept.trainable, frozen, folded, features)
+        word = concept_word(method, concept.trainable, frozen, folded, features).embedding
         text = prompt_states(method, frozen, run.ids, run.placeholder, word)
         conditional = method.base.denoise(unet, z, t, text)[0]
         return sampler.step(state, unconditional + run.guidance * (conditional - unconditional), i), word

@@ -15,7 +15,7 @@ LAYERS = [
     ("process", "samplers", "encoder", "offsets", "words", "templates", "tuning.scopes", "bases"),
     ("objective", "sample", "image_inputs", "captioning"),
     ("training", "data"),
-    ("tuning.tune", "tuning.personalise"),
+    ("tuning.tune", "tuning.recipe", "tuning.public_recipe", "tuning.personalise"),
     ("concept", "domain"),
     ("files", "tuning.tuner"),
     ("pretraining",),

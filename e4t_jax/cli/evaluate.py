@@ -72,6 +72,6 @@ def main(config: Config) -> None:
         split=config.split,
         bars=lambda name: partial(progress, description=name),
     )
-    settings = {name: getattr(config, name) for name in _KEPT} | dataclasses.asdict(config.tuning)
+    settings = {name: getattr(config, name) for name in _KEPT} | dataclasses.asdict(config.tuning.filled())
     write_evaluation(config.out, evaluation, settings)
     print(json.dumps(evaluation.metrics, indent=2))

@@ -54,7 +54,7 @@ def _tune(config: Config) -> None:
     tuned = tune_to_files(domain, pictures, config.out, config.tuning, caption=config.caption, resume=config.resume, track=bar)
     report = {
         "domain": config.domain,
-        **dataclasses.asdict(config.tuning),
+        **dataclasses.asdict(config.tuning.filled()),
         "caption": config.caption,
         "seconds": round(tuned.seconds, 3),
         "bytes_per_concept": tuned.sizes,

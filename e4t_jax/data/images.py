@@ -27,12 +27,13 @@ PictureLike = str | Path | Image.Image | np.ndarray  # a file, a Pillow picture,
 
 
 def read_image(
-    source: PictureLike, size: int, *, use_mask: bool = True, mask: PictureLike | None = None
+    source: PictureLike, size: int, *, use_mask: bool = True, mask: PictureLike | None = None, place: float | None = None
 ) -> tuple[Float[np.ndarray, "size size 3"], Float[np.ndarray, "size size"] | None]:
     """A picture in [-1, 1], cropped to a square of `size`, and its mask in [0, 1] if it has one.
 
     The mask is `mask`, or NAME.mask.png beside a file, or else an alpha channel that is not opaque throughout; transparent
     parts are laid on white. The square holds the middle of the picture, or of what the mask leaves, as far as there is room.
+    Without mask, `place` says where along the longer side it lies, from 0 to 1.
     EXIF rotation is applied; palette, grey, CMYK, 16-bit and float pictures become RGB.
 
     Errors: `UserError`, one line that names the file, when it is missing, empty, damaged, no picture, of a size or kind out of
@@ -44,7 +45,12 @@ def read_image(
     picture, alpha = _open_on_white(source, name)
     opaque = alpha.getextrema() == (255, 255)
     if not use_mask:
-        return _to_floats(_square(picture, size)), None
+        if place is None:
+            return _to_floats(_square(picture, size)), None
+        width, height = picture.size
+        side = min(width, height)
+        centre = (side / 2 + place * (width - side), side / 2 + place * (height - side))
+        return _to_floats(_square(picture, size, centre)), None
     if mask is None and isinstance(source, str | Path) and os.path.exists(mask_beside(source)):
         mask = mask_beside(source)
     if mask is not None:

@@ -110,7 +110,7 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
     """
     flat, header = unpack(Path(path), _KIND, "a concept")
     scope = SCOPES.get(str(header.get("scope")))
-    allowed = {"folded", *(scope.parts if scope else ())}
+    allowed = {"folded", *((*scope.parts, *scope.brings) if scope else ())}
     try:
         factors = {"factors": _dequantised(flat, header)} if "layout" in header else {}
         parts = {name.partition("|")[0] for name in flat}

@@ -212,6 +212,7 @@ def _run_record(
     data = inputs.source.data
     record |= {"data": data, "pictures": len(inputs.pictures), "files": folder_digest(data), "own_optimiser": own_optimiser}
     record |= {"base": inputs.fingerprint, "scheduler": dict(inputs.loaded.base.scheduler)}
+    record["regularisation_unit"] = "domain word"  # a run from before weighs another term by the same number
     if not settings.held_out:  # as it was before anything could be held out
         del record["held_out"]
     return record

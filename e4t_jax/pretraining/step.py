@@ -48,7 +48,7 @@ class PretrainSettings:
     learning_rate: Rate = 1.6e-5
     """Peak of the learning rate (warm-up, then cosine)."""
     regularisation: Weight = Domain.regularisation
-    """λ: weight of the squared length of the word's offset."""
+    """λ: weight of the squared length of the word's offset over that of the domain's word."""
     parallel: Literal["jit", "pmap"] = "jit"
     """How the step is spread over the devices."""
     fsdp: Count = 1

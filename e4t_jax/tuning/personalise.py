@@ -23,12 +23,11 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
 
 from e4t_jax.arrays import Array
 from e4t_jax.captioning import pick_captions, read_scene
-from e4t_jax.data.augment import make_views
-from e4t_jax.image_inputs import Encoders, encode_pictures
+from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, fold
-from e4t_jax.tuning.tune import Prompts, Recipe, Views, tune_one
+from e4t_jax.tuning.recipe import Prompts, Recipe, Views
+from e4t_jax.tuning.tune import features_of, tune_one
 
-_VIEWS = 6
 PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
 
 
@@ -86,23 +85,15 @@ def picture_input(
 def personalise(run: Personalising, own: PictureInput) -> Personalised:
     """The concept of one picture; of no steps, what the encoder alone says."""
     views_key, caption_key, tune_key = jax.random.split(jax.random.fold_in(run.key, own.checksum), 3)
-    views = see(run, own, views_key)
+    picture, mask = jnp.asarray(own.picture), jnp.asarray(own.mask)
+    whole = None if own.whole is None else jnp.asarray(own.whole)
+    views = run.recipe.see(run.method, run.encoders, picture, mask, whole=whole, key=views_key)
     trainable, losses = Trainable(), jnp.zeros(0)
     if run.recipe.steps:
         prompts = _read_captions(run, views, caption_key) if own.caption is None else own.caption
         trainable, losses = tune_one(run.method, run.frozen, views, prompts, key=tune_key, recipe=run.recipe)
-    return Personalised(trainable, losses, fold(run.method, trainable, run.frozen, views.clip[None])[0])
-
-
-def see(run: Personalising, own: PictureInput, key: PRNGKeyArray) -> Views:
-    """A picture's views as latents, and φ_clip of the picture itself."""
-    picture = jnp.asarray(own.picture)
-    images, masks = make_views(picture, jnp.asarray(own.mask), key, _VIEWS)
-    method, seen = run.method, picture if own.whole is None else jnp.asarray(own.whole)
-    latents, clip, small = encode_pictures(
-        method.base, run.encoders, images, masks, clip_features=method.clip_features, seen=seen[None]
-    )
-    return Views(latents, clip[0], small)
+    folded = fold(run.method, trainable, run.frozen, features_of(run.method, trainable, views)[None])[0]
+    return Personalised(run.recipe.finish(run.frozen, trainable), losses, folded)
 
 
 def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:

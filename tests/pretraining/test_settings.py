@@ -30,7 +30,7 @@ def test_the_drawn_world_keeps_its_own():
     for data, word in (("creatures", "creature"), ("fish", "fish")):
         name, domain, training = preset_of("creatures", data)
         assert (name, domain) == (data, DomainSettings(word, "creature", guidance=4.0))
-        assert training == PretrainSettings(learning_rate=1.5e-3, regularisation=0.001)
+        assert training == PretrainSettings(learning_rate=1.5e-3, regularisation=0.0027)
 
 
 def test_the_preset_of_the_data_comes_first_then_that_of_the_base():
@@ -62,7 +62,7 @@ def test_a_commands_defaults_follow_its_base_and_data():
     config = options("--out", "o", "--data=fish", "--guidance", "5", "--steps", "7")
     assert isinstance(config, command.Config)
     assert config.domain == DomainSettings("fish", "creature", guidance=5.0)
-    assert config.training == PretrainSettings(steps=7, learning_rate=1.5e-3, regularisation=0.001)
+    assert config.training == PretrainSettings(steps=7, learning_rate=1.5e-3, regularisation=0.0027)
     config = options("--out", "o", "--base", "random:sd15", "--data", "fish", "--data", "folder:x", "--domain-token", "face")
     assert (config.domain, config.training) == (DomainSettings("face"), PretrainSettings())
 

@@ -13,8 +13,9 @@ from e4t_jax.errors import UserError
 from e4t_jax.objective import LossWeights, e4t_loss
 from e4t_jax.tuning import batching
 from e4t_jax.tuning.batching import Batch
+from e4t_jax.tuning.recipe import Recipe, Views, draw_batch
 from e4t_jax.tuning.scopes import SCOPES
-from e4t_jax.tuning.tune import Recipe, TuneSettings, Views, draw_batch, start, tune_one
+from e4t_jax.tuning.tune import TuneSettings, start, tune_one
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +151,14 @@ def test_every_scope_starts_where_the_domain_is(domain, scope):
 
 def test_unknown_scope_is_refused(domain):
     with pytest.raises(UserError, match="scope: 'tiny'"):
-        TuneSettings(scope="tiny").recipe(0.01)
+        TuneSettings(scope="tiny").recipe_of(0.01)
 
 
 @pytest.mark.compiles
 @pytest.mark.parametrize("scope", ["compact", "head"])
 def test_tuning_lowers_the_loss(domain, inputs, scope):
     """By more than 1 %, on draws of timesteps, noise, views and prompts that are the same before and after."""
-    recipe = Recipe(scope=SCOPES[scope], steps=40, batch_size=4, learning_rate=0.05, word_rate=0.2, weights=LossWeights(0.01))
+    recipe = Recipe(scope=SCOPES[scope], steps=40, batch_size=4, learning_rate=0.01, word_rate=2.0, weights=LossWeights(1e-4))
     views, prompts = inputs
     tuned, _ = jax.jit(tune_one)(domain.method, domain.frozen, views, prompts, key=jax.random.key(0), recipe=recipe)
     keys = jax.random.split(jax.random.key(5), 3)

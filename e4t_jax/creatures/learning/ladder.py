@@ -35,7 +35,7 @@ from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER
 
 # Steps add up over hundreds, and offsets that go far draw the picture given instead of its creature.
-_REACH = TuneSettings(word_rate=0.015, learning_rate=0.003)
+_REACH = TuneSettings(word_rate=0.009, learning_rate=0.0003)
 
 
 def climb(folder: Path, *, track: Callable, prompts: int = 320, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
