@@ -55,15 +55,13 @@ class Domain:
     encoder: Params  # weights of `encoder.ConceptEncoder`
     factors: Factors | Params  # of the domain's weight offsets; shapes in place of arrays where a program is only lowered
     scale: float = 0.1  # s of e* = e_d + s E
-    # λ of pretraining, and of tuning, over ‖e_d‖²: the paper's 0.01 where ‖e_d‖ = 0.4, as of Stable Diffusion's words.
-    regularisation: float = 0.0016
+    regularisation: float = 0.0016  # λ of pretraining and tuning; the paper's 0.01 ‖e_d‖² where words are 0.4 long
     guidance: float = 7.5  # classifier-free, where a call names none
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
     clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
-    # Reads the networks that the factors were made of, where they are known: an imported checkpoint's.
-    networks: Callable[[], Networks] | None = None
+    networks: Callable[[], Networks] | None = None  # reads the networks that the factors were made of, where an import kept them
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:

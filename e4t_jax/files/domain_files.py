@@ -290,7 +290,7 @@ def _read_networks(path: Path, record: dict[str, Any], factors: Params) -> Netwo
     try:
         networks = {kernel: OffsetNetwork(**fields) for kernel, fields in tree.items()}
         made = jax.eval_shape(factors_of_networks, networks)
-    except TypeError:  # of other parts, or of shapes that do not go together
+    except (TypeError, ValueError):  # of other parts, or of shapes that do not go together
         made = None
     if made is None or jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, factors):
         raise UserError(f"{path.parent / _NETWORKS}.safetensors does not fit the offsets beside it; {_MEND}.")

@@ -23,7 +23,7 @@ from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
-from e4t_jax.objective import effective_unet
+from e4t_jax.objective import effective_unet, own_reader
 from e4t_jax.offsets import delta
 from e4t_jax.sample import DrawnConcept, SampleSettings, sample_latents
 from e4t_jax.storage import check_writable, write_file
@@ -159,7 +159,8 @@ def merged_base(
     spellings = list(dict.fromkeys([token, token.lower(), token.upper()]))
     tokenizer = copy.deepcopy(own.tokenizer)
     tokenizer.add_tokens(spellings)
-    text = jax.tree.map(lambda leaf: leaf, domain.params["text_encoder"])  # a new tree of the same leaves
+    reader = own_reader(concept.trainable, domain.frozen).text_encoder
+    text = jax.tree.map(lambda leaf: leaf, reader)  # a new tree of the same leaves
     text.pop("text_projection", None)
     embedding = text["text_model"]["embeddings"]["token_embedding"]["embedding"]
     rows = jnp.asarray(np.tile(word, (len(spellings), 1)))

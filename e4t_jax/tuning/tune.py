@@ -80,6 +80,9 @@ class TuneSettings:
     def _check_public(self) -> None:
         if self.scope not in (None, _PUBLIC_SCOPE):
             raise UserError(f"recipe public trains all, as scope full does, and not {self.scope}; leave it out.", "scope")
+        unknown = set(self.also) - {"image-encoder", "text-encoder"}
+        if unknown:
+            raise UserError(f"{min(unknown)!r} is unknown; choose image-encoder, text-encoder or both.", "also")
         if self.word_rate is not None:
             raise UserError("recipe public has no rate for the word alone; leave it out.", "word_rate")
         if self.mask == "file":

@@ -11,9 +11,8 @@ from torch.nn import functional
 
 from benchmarks.plain_pytorch import Plain, tensor
 
-_MEAN, _DEVIATION = (
-    torch.tensor(one)[:, None, None] for one in ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
-)
+_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None]
+_DEVIATION = torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None]
 
 
 class PublicLoop(Plain):
@@ -101,9 +100,8 @@ class PublicLoop(Plain):
 
         size = GRID * PATCH
         seen = functional.interpolate(pixels, size=(size, size), mode="bicubic", align_corners=True)
-        tokens = self._see(
-            {name.removeprefix("clip_vision."): one for name, one in own.items()}, ((seen + 1) / 2 - _MEAN) / _DEVIATION
-        )
+        vision = {name.removeprefix("clip_vision."): one for name, one in own.items()}
+        tokens = self._see(vision, ((seen + 1) / 2 - _MEAN) / _DEVIATION)
         g = linear(functional.leaky_relu(linear(features, "unet_feature_embedder.0")), "unet_feature_embedder.2")
         joined = [linear(torch.cat([tokens[:, index], g], dim=1), "feature_linear") for index in range(tokens.shape[1])]
         mean = torch.stack([linear(one, f"first_linears.{index}") for index, one in enumerate(joined)]).mean(dim=0)

@@ -14,22 +14,26 @@ from e4t_jax.files.domain_files import load_domain
 from e4t_jax.interop.e4t_diffusion import import_checkpoint
 from e4t_jax.interop.e4t_diffusion.tensors import read_encoder, read_image_encoder, read_networks
 from e4t_jax.process import draw_noise
+from e4t_jax.testing import tiny_base
 from e4t_jax.tuning.tune import tune_one
 
 pytestmark = [pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is the witness"), pytest.mark.compiles]
 
 
 @pytest.fixture(scope="module")
-def public(domain, tmp_path_factory):
+def public(tmp_path_factory):
     """A checkpoint on the tiny base beside it, imported: folder, encoder.pt, weight_offsets.pt, domain. No bias is 0, lest what
     Adam makes of rounding errors be all of one."""
     folder, generator = tmp_path_factory.mktemp("public"), np.random.default_rng(0)
-    params = {part: domain.params[part] for part in ("vae", "unet", "text_encoder")}
+    base, params = tiny_base(
+        block_out_channels=[32], down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"]
+    )
+    params = {part: params[part] for part in ("vae", "unet", "text_encoder")}
     moved = jax.tree.map(lambda leaf: leaf + 0.1 * generator.standard_normal(leaf.shape).astype(np.float32), params)
     params = jax.tree.map(lambda leaf, other: other if leaf.ndim == 1 else leaf, params, moved)
-    bases.save_folder(folder / "base", domain.base, params, np.float32)
+    bases.save_folder(folder / "base", base, params, np.float32)
     unet = folder / "base" / "unet" / "diffusion_pytorch_model.safetensors"
-    encoder, offsets = write_checkpoints(folder, domain.base, unet)
+    encoder, offsets = write_checkpoints(folder, base, unet)
     import_checkpoint(folder / "pretrained", str(folder / "base"), folder / "domain")
     return folder, encoder, offsets, load_domain(folder / "domain")
 
@@ -47,7 +51,7 @@ def tuned_by_us(domain, steps, **settings):
     tokens = tuple(jnp.asarray(part) for part in domain.tokenize([CAPTION]))
     own = tuning.read(PICTURE, "venus", CAPTION, tokens)[1]
     shared, recipe, key = tuning.shared(reads=False), tuning.recipe, jax.random.key(7)
-    views = recipe.see(shared.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key)
+    views = recipe.see(shared.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key=key)
     trained, losses = jax.jit(tune_one)(shared.method, shared.frozen, views, tokens, key=key, recipe=recipe)
     keys = jax.random.split(jax.random.split(key)[1], steps + 1)[:-1]  # as `tune_one` splits it
     draws = [recipe.draw(shared.method, views, tokens, one)[1] for one in keys]
@@ -120,7 +124,7 @@ def test_the_latents_are_draws_from_the_posterior_of_one_square(public):
     tuning = domain.tuning(recipe="public", batch_size=3)
     _, own = tuning.read(PICTURE, "venus", CAPTION, None)
     shared, key = tuning.shared(reads=False), jax.random.key(1)
-    views = tuning.recipe.see(domain.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key)
+    views = tuning.recipe.see(domain.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key=key)
     vae = AutoencoderKL.from_pretrained(folder / "base" / "vae").eval()
     with torch.no_grad():
         posterior = vae.encode(torch.tensor(own.picture.copy()).permute(2, 0, 1)[None]).latent_dist
