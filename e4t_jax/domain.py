@@ -31,7 +31,7 @@ from e4t_jax.offsets import Factors, Networks
 from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept, draw_prompt_noise
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
-from e4t_jax.templates import scene_captions
+from e4t_jax.templates import heaviest_captions, scene_captions
 from e4t_jax.tuning.batching import over
 from e4t_jax.tuning.kept_programs import static_fields
 from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
@@ -347,7 +347,8 @@ class Tuning:
         except UserError as error:
             return Outcome(name, error=error), None
         own = picture_input(np.ascontiguousarray(picture[:, ::-1]) if framing.is_mirrored else picture, found, tokens, whole)
-        return Outcome(name, origin=self._origin(own, caption)), own
+        source = {"caption": caption, "picture": f"{own.checksum:08x}"}
+        return Outcome(name, origin=self._origin(own, caption), source=source), own
 
     def example(self, tokens: Prompts | None = None) -> PictureInput:
         """A picture of the shapes that `read` gives, for programs that are compiled before there is one; `tokens` as in `read`."""
@@ -390,6 +391,9 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
+        given, weights = outcome.source.get("caption"), made.caption_weights
+        captions = [] if weights is None else heaviest_captions(self.domain.template, np.asarray(weights))
+        captions = captions if given is None else [{"caption": given, "weight": 1.0}]
         assert self.settings.scope is not None  # they are filled
         concept = Concept(
             name=outcome.name,
@@ -398,6 +402,7 @@ class Tuning:
             trainable=made.trainable,
             folded=made.folded,
             origin=outcome.origin,
+            tuning={**self.settings.used(self.recipe), **outcome.source, "captions": captions},
         )
         return dataclasses.replace(outcome, result=concept)
 

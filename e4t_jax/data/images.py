@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -247,12 +248,13 @@ def to_uint8(images: Float[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*b
     return np.asarray((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-def encode_png(image: UInt8[np.ndarray, "h w *channels"], origin: str = "") -> bytes:
-    """The bytes of a PNG file; `origin`, where given, is kept in it as a text: `png_origin` reads it."""
-    buffer, texts = io.BytesIO(), PngInfo()
-    if origin:
-        texts.add_text(_ORIGIN, origin)
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=texts)
+def encode_png(image: UInt8[np.ndarray, "h w *channels"], origin: str = "", *, texts: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file; what is said of it by name in `texts`, and `origin`, which `png_origin` reads, are kept in it."""
+    buffer, kept = io.BytesIO(), PngInfo()
+    for name, text in {**(texts or {}), **({_ORIGIN: origin} if origin else {})}.items():
+        # Of other letters than Latin-1's, an international text, as the format has it; what no encoding holds is spelled out.
+        kept.add_text(name, text.encode("utf-8", "backslashreplace").decode())
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=kept)
     return buffer.getvalue()
 
 

@@ -3,7 +3,7 @@
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
 `bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
 for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
-carries a checksum.
+carries a checksum; under "tuning" it says what the concept was tuned with: steps, seed, rates, the captions and their weights.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
     """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     header: dict[str, Any] = {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin}
+    header |= {"tuning": dict(concept.tuning)} if concept.tuning else {}
     find_scope(concept.scope)
     bits = _BITS.get(concept.scope) if dtype is None and tree.get("factors") else None
     tensors: dict[str, np.ndarray] = {}
@@ -130,6 +131,7 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         whole = False
     if not whole:
         raise UserError(f"{path} lacks a part of a concept; tune it again.")
+    tuning = header.get("tuning")
     return Concept(
         name=Path(path).stem,
         scope=header["scope"],
@@ -137,12 +139,19 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         trainable=Trainable(**tree),
         folded=folded,
         origin=header.get("origin", ""),
+        tuning=tuning if isinstance(tuning, dict) else None,
     )
 
 
-def origin_of(path: str | Path) -> str | None:
-    """What a concept's file was made of (`Concept.origin`); None where there is no file, or it is not whole."""
+def concept_at(path: str | Path) -> Concept | None:
+    """The concept in a file; None where there is no file, or it is not whole.
+
+    Args:
+        path: The file.
+
+    Errors: none.
+    """
     try:
-        return load_concept(path).origin
+        return load_concept(path)
     except UserError:
         return None

@@ -12,7 +12,7 @@ The steps are a `lax.scan`; many concepts are this, many times over (`tuning.bat
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +111,17 @@ class TuneSettings:
             word_rate=scope.word_rate if own.word_rate is None else own.word_rate,
             weights=loss_weights(regularisation if own.regularisation is None else own.regularisation),
         )
+
+    def used(self, recipe: Recipe) -> dict[str, Any]:
+        """The settings as plain data, with what a recipe of them computes with in the place of what was not given.
+
+        Args:
+            recipe: Made of these settings.
+
+        Errors: none.
+        """
+        rates = {"learning_rate": float(recipe.learning_rate), "word_rate": float(recipe.word_rate)}
+        return {**dataclasses.asdict(self.filled()), **rates, "regularisation": float(recipe.weights.regularisation)}
 
 
 def start(method: Method, frozen: Frozen, scope: Scope, key: PRNGKeyArray) -> Trainable:
