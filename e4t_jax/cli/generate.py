@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from e4t_jax.files.resumable import check_drawing, draw_to_files
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable, to_json, write_files
 from e4t_jax.training.processes import Processes, is_first, joined, own_file
+from e4t_jax.words import other_syntax
 
 _ROWS = 64  # of the grid
 
@@ -53,6 +55,9 @@ def main(config: Config) -> None:
 def _generate(config: Config) -> None:
     check_drawing(config.concepts, config.prompts)
     check_writable(config.out)
+    foreign = other_syntax(config.prompts)
+    if foreign is not None and is_first():
+        warnings.warn(f"weights, schedules and files in prompts are not read: {foreign} is plain text here.", stacklevel=1)
     domain = load_domain(config.domain, **config.policy())
     bar = partial(progress, description="drawing", unit="concept", disable=not is_first())
     drawn = draw_to_files(domain, config.concepts, config.prompts, config.out, config.drawing, resume=config.resume, track=bar)

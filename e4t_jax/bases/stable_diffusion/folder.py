@@ -48,10 +48,18 @@ _CLASSES = {
 }
 
 
-def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any = np.float16) -> None:
+def save_folder(
+    folder: Path,
+    base: StableDiffusion,
+    params: Params,
+    dtype: Any = np.float16,
+    *,
+    beside: Mapping[str, bytes | str] | None = None,
+) -> None:
     """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too; all of it, or nothing.
 
-    model_index.json holds the checksums of weights and words, which `load_folder` verifies.
+    model_index.json holds the checksums of weights and words, which `load_folder` verifies. `beside` is the content of further
+    files by their names, written with the others.
 
     Errors: `UserError` when a file cannot be written, or a weight is not finite as `dtype`.
     """
@@ -60,6 +68,8 @@ def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any 
     with temporary_folder(folder / "unfinished") as unfinished:
         try:
             _write_folder(unfinished, base, params, dtype)
+            for name, content in (beside or {}).items():
+                write_file(unfinished / name, content)
         except UserError as error:
             raise UserError(error.message.replace(str(unfinished), str(folder)), error.argument) from None
         # The index, at the top, comes last: until it is there, the checksums of an older one tell that files were mixed.
