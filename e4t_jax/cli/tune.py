@@ -28,7 +28,7 @@ class Config(NetworkCommand):
     out: Path
     """Folder for the concept files."""
     domain: str = "creatures"
-    """Domain: "creatures", or a folder that `e4t pretrain` wrote."""
+    """Domain: "creatures", "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     resume: bool = False

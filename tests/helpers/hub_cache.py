@@ -200,11 +200,11 @@ def write_face_checkpoint(folder: Path, geometry: Geometry, configs: dict, **set
 
     width, layers, grid = geometry.vision
     vision = {"hidden_size": width, "num_hidden_layers": layers, "patch_size": PATCH, "image_size": PATCH * grid}
-    base = StableDiffusion({**configs, "image_encoder": {**vision, "intermediate_size": 2 * width, "num_attention_heads": 1}}, None)
+    base = StableDiffusion({**configs, "image_encoder": {**vision, "intermediate_size": 4 * width, "num_attention_heads": 1}}, None)
     generator = torch.Generator().manual_seed(1)
     kernels = base.offset_kernels(base.param_shapes()["unet"])
     folder.mkdir(parents=True)
-    torch.save(encoder_state(generator, base, width=width, patch=PATCH, grid=grid, layers=layers), folder / "encoder.pt")
+    torch.save(encoder_state(generator, base, width=width, patch=PATCH, grid=grid, layers=layers, mlp=4), folder / "encoder.pt")
     torch.save(offset_state(generator, {path: one.shape for path, one in kernels.items()}), folder / "weight_offsets.pt")
     public = {
         "pretrained_model_name_or_path": BASE,

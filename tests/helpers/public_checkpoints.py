@@ -24,7 +24,7 @@ def linear_state(generator, prefix, columns, rows):
     }
 
 
-def vision_state(generator, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS):
+def vision_state(generator, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS, mlp=2):
     """An OpenCLIP visual tower's tensors, its projection dropped."""
     state = {
         "conv1.weight": random_tensor(generator, width, 3, patch, patch),
@@ -39,14 +39,14 @@ def vision_state(generator, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS):
         state[f"{block}.attn.in_proj_weight"] = random_tensor(generator, 3 * width, width, scale=width**-0.5)
         state[f"{block}.attn.in_proj_bias"] = random_tensor(generator, 3 * width)
         state |= linear_state(generator, f"{block}.attn.out_proj", width, width)
-        state |= linear_state(generator, f"{block}.mlp.c_fc", width, 2 * width)
-        state |= linear_state(generator, f"{block}.mlp.c_proj", 2 * width, width)
+        state |= linear_state(generator, f"{block}.mlp.c_fc", width, mlp * width)
+        state |= linear_state(generator, f"{block}.mlp.c_proj", mlp * width, width)
     return {f"clip_vision.{name}": tensor for name, tensor in state.items()}
 
 
-def encoder_state(generator, base, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS):
+def encoder_state(generator, base, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS, mlp=2):
     """The tensors of encoder.pt on a base."""
-    encoder = vision_state(generator, width, patch, grid, layers)
+    encoder = vision_state(generator, width, patch, grid, layers, mlp)
     encoder |= linear_state(generator, "unet_feature_embedder.0", base.feature_width, width)
     encoder |= linear_state(generator, "unet_feature_embedder.2", width, width)
     encoder |= linear_state(generator, "feature_linear", 2 * width, width)

@@ -34,7 +34,7 @@ class CheckpointSettings:
     holds_prompt: bool  # whether that kind holds the prompt
     image_encoder: str  # the name of the OpenCLIP tower
     base: str | None  # the model it was trained on, as its trainer named it
-    moved: float  # how far tuning has moved a weight at most, about (`_moved`)
+    moved: Annotated[float, WEIGHT]  # how far tuning has moved a weight at most, about (`_moved`)
 
 
 def read_settings(file: Path) -> CheckpointSettings:
@@ -71,7 +71,8 @@ def _moved(settings: Mapping[str, Any]) -> float:
     """Steps times the rate of a tuning, about the most that AdamW moves a weight by; of its default where it does not say."""
     steps, rate = (settings.get(name, default) for name, default in (("max_train_steps", 30), ("learning_rate", 1.6e-5)))
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        return float(steps) * float(rate)
+        moved = float(steps) * float(rate)
+        return moved if moved in WEIGHT else 0.0
     return 0.0
 
 
