@@ -23,6 +23,7 @@ from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.objective import effective_unet
 from e4t_jax.offsets import delta
 from e4t_jax.sample import DrawnConcept, SampleSettings, sample_latents
@@ -81,7 +82,7 @@ def export_concept(
     Errors: `UserError` for a concept of another domain, a base other than Stable Diffusion, a token that is a word already, a
         concept that the format cannot hold, and a folder that cannot be written.
     """
-    out = Path(out)
+    out = local_path(out, "out")
     _check_export(domain, concept, out, format, dtype)
     if format == "lora":
         update = lora(domain, concept, rank, error)
