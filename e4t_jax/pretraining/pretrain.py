@@ -107,8 +107,7 @@ def pretrain(
         noted = {**record, "preset": preset or taken}
         log = RunLog(work, settings.batch_size, settings.steps, noted) if is_first() else None
         observing = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log=log, say=say)
-        trace = work / "tensorboard" if profile and is_first() else None
-        observers = observing.observers(track=track, profile=trace, stop=stop)
+        observers = observing.observers(track=track, profile=work / "tensorboard" if profile and is_first() else None, stop=stop)
         weights, batches = frozen_weights(inputs.loaded.params), lambda first: inputs.batches(first=first)
         trainable = pretrain_trainable(
             inputs.method, weights, batches, settings, checkpoints=checkpoints, tx=tx, observers=observers
