@@ -25,6 +25,7 @@ from e4t_jax.bases import Base, LoadedBase, Params
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors, Networks
@@ -339,6 +340,7 @@ class Tuning:
         framing = self.recipe.framing(self.settings.seed)
         use_mask = self.settings.mask != "none" and self.settings.recipe != "public"
         try:
+            image = local_path(image, "images") if isinstance(image, str | Path) else image
             picture, found = read_image(image, self.domain.base.image_size, use_mask=use_mask, place=framing.place)
             if found is None and self.settings.mask == "file":
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")

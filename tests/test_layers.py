@@ -11,7 +11,7 @@ ROOT = Path(e4t_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
     ("errors", "registry", "arrays"),
-    ("storage", "checks", "machine", "files.quantisation", "tuning"),
+    ("storage", "checks", "machine", "files.quantisation", "files.places", "tuning"),
     ("process", "samplers", "encoder", "offsets", "words", "templates", "tuning.scopes", "bases"),
     ("objective", "sample", "image_inputs", "captioning"),
     ("training", "data"),

@@ -8,6 +8,7 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 import tyro
@@ -17,6 +18,7 @@ from e4t_jax.cli.compiled_cache import keep_compiled_programs
 from e4t_jax.cli.parse_errors import Option, line_of_box, unknown_words
 from e4t_jax.cli.streams import ends_with_its_reader, is_unread
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.machine import is_out_of_memory
 
 # Settings that a command takes whole, as if their fields were its own.
@@ -77,7 +79,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         keep_compiled_programs()
     try:
         check_ranges(config)
-        main(config)
+        main(with_local_paths(config))
     except UserError as error:
         end(f"Error: {in_flags(error, config_type)}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -92,6 +94,23 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         end(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
         end("Stopped.")
+
+
+def with_local_paths(config: Any) -> Any:
+    """A configuration with its paths as `local_path` has them, those in settings that it takes whole among them.
+
+    Errors: `UserError` as `local_path`, naming the field.
+    """
+
+    def local(name: str, value: Any) -> Any:
+        if isinstance(value, Path):
+            return local_path(value, name)
+        if isinstance(value, tuple):
+            return tuple(local(name, one) for one in value)
+        return with_local_paths(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: local(name, value) for name, value in values.items()})
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:

@@ -25,6 +25,7 @@ from e4t_jax.data.cache import MANIFEST, CachedRows
 from e4t_jax.data.images import is_mask, read_image
 from e4t_jax.data.prepared_sets import open_prepared
 from e4t_jax.errors import UserError, reason_of
+from e4t_jax.files.places import local_data
 from e4t_jax.storage import file_digest
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def open_pictures(
     """
     import grain.python as grain
 
+    spec = local_data(spec)
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
         folder = FolderSource(Path(name), size, split)

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax.concept import Concept
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.files.quantisation import dequantise, pack_bits, quantise, unpack_bits
 from e4t_jax.objective import Trainable
 from e4t_jax.offsets import Factors
@@ -42,7 +43,7 @@ def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
     Errors: `UserError` when it cannot be written, or holds numbers that the file cannot.
     """
     content = concept_bytes(concept, dtype)
-    write_file(Path(path), content)
+    write_file(local_path(path, "path"), content)
     return len(content)
 
 
@@ -109,7 +110,8 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
 
     Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
     """
-    flat, header = unpack(Path(path), _KIND, "a concept")
+    path = local_path(path)
+    flat, header = unpack(path, _KIND, "a concept")
     scope = SCOPES.get(str(header.get("scope")))
     allowed = {"folded", *((*scope.parts, *scope.brings) if scope else ())}
     try:

@@ -26,6 +26,7 @@ from e4t_jax.bases import CLIP_FEATURES, Params, open_base
 from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, Whole, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
+from e4t_jax.files.places import local_path
 from e4t_jax.objective import domain_word
 from e4t_jax.offsets import Networks, OffsetNetwork, factors_of_networks
 from e4t_jax.storage import (
@@ -97,7 +98,7 @@ def save_domain(
 
     Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
-    folder, beside = Path(folder), beside or {}
+    folder, beside = local_path(folder, "folder"), beside or {}
     check_names(folder, beside)
     parts: dict[str, bytes] = {}
     trees = {"encoder": domain.encoder, "offsets": domain.factors}
@@ -157,7 +158,7 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
     """
     shipped = registry.find("domain", str(name))
-    folder = shipped() if shipped else Path(name)
+    folder = shipped() if shipped else local_path(name, "domain")
     path = folder / "domain.json"
     if not os.path.exists(path):
         known = ", ".join(registry.names("domain"))

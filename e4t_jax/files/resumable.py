@@ -21,6 +21,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.files import domain_files
 from e4t_jax.files.concept_files import concept_at, concept_bytes, load_concept
 from e4t_jax.files.picture_files import check_names
+from e4t_jax.files.places import local_path
 from e4t_jax.files.reports import picture_texts
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import digest, file_digest, to_json, written_behind
@@ -79,6 +80,7 @@ def tune_to_files(
     Errors: `UserError` for what concerns all pictures, and when a file cannot be written.
     """
     check_pictures(pictures)
+    folder = local_path(folder, "out")
     if (folder / "domain.json").exists():
         domain_files.check_names(folder, [_concept_file(folder, path.stem).name for path in pictures])
     share = share_of(pictures)
@@ -128,6 +130,7 @@ def draw_to_files(
     Errors: `UserError` for what concerns all concepts, and when a file cannot be written.
     """
     check_drawing(concepts, prompts)
+    folder = local_path(folder, "out")
     share, settings = share_of(concepts), settings or SampleSettings()
     failed: dict[str, UserError] = {}
     origins: dict[str, str] = {}

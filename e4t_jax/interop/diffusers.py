@@ -27,6 +27,7 @@ from e4t_jax.bases import Params, StableDiffusion
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.interop.export_readme import LORA_FILE, WORD_FILE, folder_readme, lora_readme, word_readme
 from e4t_jax.interop.lora import lora
 from e4t_jax.interop.model_card import WRITTEN_BY, ModelCard, card_of, lora_metadata, word_metadata
@@ -81,7 +82,7 @@ def export_concept(
     Errors: `UserError` for a concept of another domain, a base other than Stable Diffusion, a token that is a word already, a
         concept that the format cannot hold, and a folder that cannot be written or holds other files of these names.
     """
-    out = Path(out)
+    out = local_path(out, "out")
     base = _check_export(domain, concept, out, format, dtype)
     check_token(domain, token)
     card = card_of(domain, base, concept, token)

@@ -26,6 +26,7 @@ from e4t_jax.data.prefetch import read_ahead
 from e4t_jax.data.sources import Broken, open_pictures
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
+from e4t_jax.files.places import local_data, local_path
 from e4t_jax.image_inputs import Encoders, encode_pictures
 from e4t_jax.storage import check_writable, locked, write_file
 from e4t_jax.training.parallel import Layout, layout_for
@@ -76,7 +77,7 @@ def cache(
 
     Errors: `UserError` for names that lead nowhere, settings out of range, and a folder that holds a cache or cannot be written.
     """
-    out, settings = Path(out), settings or CacheSettings()
+    out, data, settings = local_path(out, "out"), local_data(data), settings or CacheSettings()
     check_ranges(settings)
     where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     _check_request(data, out)

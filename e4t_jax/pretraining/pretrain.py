@@ -22,6 +22,7 @@ from e4t_jax.data.sources import Broken, Split, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
+from e4t_jax.files.places import local_data, local_name, local_path
 from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import Preview, preview
@@ -98,15 +99,15 @@ def pretrain(
     check_ranges(settings)
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
-    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
+    work = local_path(work, "work")
+    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}).at_home(), domain, settings, work=work, say=say)
     record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
-    with _checkpoints(Path(work), record, inputs.method, resume=resume, say=say) as checkpoints:
+    with _checkpoints(work, record, inputs.method, resume=resume, say=say) as checkpoints:
         # Not before the run is known to be this one.
         noted = {**record, "preset": preset or taken}
-        log = RunLog(Path(work), settings.batch_size, settings.steps, noted) if is_first() else None
+        log = RunLog(work, settings.batch_size, settings.steps, noted) if is_first() else None
         observing = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log=log, say=say)
-        trace = Path(work) / "tensorboard" if profile and is_first() else None
-        observers = observing.observers(track=track, profile=trace, stop=stop)
+        observers = observing.observers(track=track, profile=work / "tensorboard" if profile and is_first() else None, stop=stop)
         weights, batches = frozen_weights(inputs.loaded.params), lambda first: inputs.batches(first=first)
         trainable = pretrain_trainable(
             inputs.method, weights, batches, settings, checkpoints=checkpoints, tx=tx, observers=observers
@@ -132,6 +133,11 @@ class Source(NamedTuple):
     data: str
     image_encoder: str | None
     policy: Mapping[str, Any]
+
+    def at_home(self) -> Source:
+        """The same, with the paths that its names lead to (`files.places`)."""
+        eyes = self.image_encoder and local_name(self.image_encoder, "image_encoder")
+        return self._replace(base=local_name(self.base, "base"), data=local_data(self.data), image_encoder=eyes)
 
     def open(self) -> LoadedBase:
         """The base with all of its weights."""

@@ -24,6 +24,7 @@ from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
 from e4t_jax.files.concept_files import concept_bytes
 from e4t_jax.files.domain_files import load_domain, misfit, save_domain
+from e4t_jax.files.places import local_name, local_path
 from e4t_jax.interop.e4t_diffusion.files import CheckpointFile, check_text_encoder, read_unet, tensor_errors_as_one_line
 from e4t_jax.interop.e4t_diffusion.locate import PICTURE, Located, check_pytorch, locate
 from e4t_jax.interop.e4t_diffusion.tensors import TOWER, State, factors_of, read_encoder, read_image_encoder, read_networks
@@ -87,7 +88,9 @@ def import_checkpoint(
 
     Errors: `UserError` for files that are missing, damaged or of another base, and for a folder that cannot be written.
     """
-    out = Path(out)
+    out, reference = local_path(out, "out"), local_name(str(reference), "reference")
+    base = None if base is None else local_name(base, "base")
+    image_encoder = None if image_encoder is None else local_name(image_encoder, "image_encoder")
     if open_clip not in _OPEN_CLIP:
         raise UserError(f"{open_clip!r} is unknown; choose one of {', '.join(_OPEN_CLIP)}.", "open_clip")
     check_pytorch()
@@ -127,7 +130,8 @@ def _picture(found: Located, image: str | Path | None) -> _Picture | None:
             raise UserError(f"{found.folder} is no tuned concept; leave it out.", "image")
         return None
     if image is not None:
-        return _Picture(Path(image), Path(image).stem)
+        image = local_path(image, "image")
+        return _Picture(image, image.stem)
     beside = found.folder / PICTURE
     if not beside.exists():
         raise UserError(f"{found.folder} is a tuned concept without {PICTURE}; give the picture it was tuned on.", "image")
