@@ -83,11 +83,11 @@ judges: setup ## train the embedded world's judges
 
 pretrain: setup ## pretrain the domain "creatures" on that base
 	$(BIN)/e4t pretrain --out e4t_jax/creatures/assets/creatures --resume \
-		--steps 5000 --batch-size 64 --regularisation 1e-4 --clip-features tokens
+		--steps 5000 --batch-size 64 --regularisation 2.73e-4 --clip-features tokens
 
 pretrain-fish: setup ## pretrain a second domain by the same recipe, in half an hour: fish, in outputs/fish; then e4t evaluate --domain outputs/fish
 	$(BIN)/e4t pretrain --data fish --out outputs/fish --resume \
-		--steps 6000 --batch-size 32 --regularisation 1e-4 --clip-features tokens
+		--steps 6000 --batch-size 32 --regularisation 4.98e-4 --clip-features tokens
 
 bench: .venv/.tested ## how fast concepts are tuned, and beside plain PyTorch; a quiet machine, some ten minutes
 	$(BIN)/python benchmarks/tuning.py

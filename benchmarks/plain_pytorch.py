@@ -87,7 +87,8 @@ class Plain:
         handle.remove()
         error = (self._denoise(weights, z_t, steps, text) - target) ** 2
         mask = tensor(batch.mask)[:, None]
-        return (error * mask).sum() / (mask.sum() * error.shape[1]) + regularisation * (offset**2).sum(dim=1).mean()
+        share = (offset**2).sum(dim=1).mean() / (embeddings.weight[self.domain_id] ** 2).sum()
+        return (error * mask).sum() / (mask.sum() * error.shape[1]) + regularisation * share
 
     @property
     def _predicts_v(self) -> bool:

@@ -65,7 +65,7 @@ def child() -> None:
     tune = jax.jit(tune_one)
 
     def tuning(scope):
-        recipe = TuneSettings(scope=scope, steps=5, batch_size=16, learning_rate=0.05, word_rate=0.08).recipe(1e-4)
+        recipe = TuneSettings(scope=scope, steps=5, batch_size=16).recipe_of(1e-4)
         if older:
             return lambda: tune(method, frozen, views, prompts, keys[2], recipe)
         return lambda: tune(method, frozen, views, prompts, key=keys[2], recipe=recipe)

@@ -96,7 +96,7 @@ def given(domain: Any, scope: str) -> tuple[Any, Any]:
     latents = generator.standard_normal((6, *base.latent_shape), np.float32)
     clip = generator.standard_normal((domain.method.encoder.clip_layers, base.clip_width), np.float32)
     views = Views(latents, clip, np.ones(latents.shape[:3], np.float32))
-    recipe = TuneSettings(scope=scope, steps=_STEPS, batch_size=_BATCH).recipe(domain.regularisation)
+    recipe = TuneSettings(scope=scope, steps=_STEPS, batch_size=_BATCH).recipe_of(domain.regularisation)
     own = views, tuple(domain.tokenize(["a photo of *s in the snow"] * PROMPTS)), np.uint32(1)
     return (domain.method, domain.frozen, jax.random.key(0), recipe), own
 
@@ -131,7 +131,8 @@ def flops(domain: Any, scope: str) -> float:
     import jax
 
     from e4t_jax.objective import LossWeights, e4t_loss
-    from e4t_jax.tuning.tune import draw_batch, start
+    from e4t_jax.tuning.recipe import draw_batch
+    from e4t_jax.tuning.tune import start
 
     (method, frozen, key, recipe), (views, prompts, _) = given(domain, scope)
     batch = draw_batch(views, prompts, recipe.batch_size, view_key=key, prompt_key=key)

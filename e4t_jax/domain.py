@@ -25,19 +25,20 @@ from e4t_jax.bases import Base, LoadedBase, Params
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
-from e4t_jax.offsets import Factors
-from e4t_jax.process import draw_noise
-from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept
+from e4t_jax.offsets import Factors, Networks
+from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept, draw_prompt_noise
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
-from e4t_jax.templates import scene_captions
+from e4t_jax.templates import heaviest_captions, scene_captions
 from e4t_jax.tuning.batching import over
 from e4t_jax.tuning.kept_programs import static_fields
 from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
+from e4t_jax.tuning.recipe import Prompts, Recipe
 from e4t_jax.tuning.results import Outcome, Outcomes
-from e4t_jax.tuning.tune import Prompts, Recipe, TuneSettings
+from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER, TokenizedPrompts, tokenize
 
 _AHEAD = 64  # pictures read while others are tuned
@@ -55,12 +56,13 @@ class Domain:
     encoder: Params  # weights of `encoder.ConceptEncoder`
     factors: Factors | Params  # of the domain's weight offsets; shapes in place of arrays where a program is only lowered
     scale: float = 0.1  # s of e* = e_d + s E
-    regularisation: float = 0.01  # λ of pretraining, and of tuning
+    regularisation: float = 0.0016  # λ of pretraining and tuning; the paper's 0.01 ‖e_d‖² where words are 0.4 long
     guidance: float = 7.5  # classifier-free, where a call names none
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
     clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
+    networks: Callable[[], Networks] | None = None  # reads the networks that the factors were made of, where an import kept them
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:
@@ -158,10 +160,11 @@ class Domain:
         """
         if not len(images):
             raise UserError("there is no picture; give one or more.", "images")
+        tuning = self.tuning(settings, **changes)
+        caption = tuning.recipe.caption if caption is None else caption
         captions = [caption] * len(images) if isinstance(caption, str) else caption
         if captions is not None and len(captions) != len(images):
             raise UserError(f"there are {len(captions)} for {len(images)} pictures; give one for all, or one for each.", "caption")
-        tuning = self.tuning(settings, **changes)
         tokens = None if captions is None else self.tokenize(captions)
 
         def read(row: int) -> tuple[Outcome[Concept], PictureInput | None]:
@@ -187,8 +190,8 @@ class Domain:
 
         Errors: `UserError` for settings out of range.
         """
-        settings = _changed(settings or TuneSettings(), changes)
-        return Tuning(self, settings, settings.recipe(self.regularisation))
+        settings = _changed(settings or TuneSettings(), changes).filled()
+        return Tuning(self, settings, settings.recipe_of(self.regularisation))
 
     def generate(
         self,
@@ -199,7 +202,7 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
-        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone.
+        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone (`sample.draw_prompt_noise`).
 
         `to_pil` makes Pillow pictures of the result; h = w = `base.image_size` pixels.
 
@@ -241,7 +244,7 @@ class Domain:
         Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        run = self.drawing(self.tokenize(prompts), settings)
+        run = self.drawing(prompts, settings)
 
         def own(concept: Concept) -> tuple[Outcome[np.ndarray], DrawnConcept | None]:
             if concept.domain != self.fingerprint:
@@ -266,25 +269,25 @@ class Domain:
         Errors: `UserError` as `generate`.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        ids, placeholder = self.tokenize(prompts)
-        tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
-        run = self.drawing(tokens, settings)
-        run = dataclasses.replace(run, frozen=self.frozen._replace(factors=None))
+        run = self.drawing(prompts, settings)
+        plain = self.frozen._replace(factors=None)
+        run = dataclasses.replace(run, frozen=plain, placeholder=jnp.zeros_like(run.placeholder))
         own = DrawnConcept(Trainable(), np.zeros(self.base.clip_width, np.float32))
         ((_, made),) = over(draw_concept, run, [(None, own)], 1, lower="prompts")
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
-    def drawing(self, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+    def drawing(self, prompts: Sequence[str], settings: SampleSettings) -> Drawing:
         """What `sample.draw_concept` needs beside a concept.
 
         Args:
-            tokens: The prompts, as `tokenize` gives them.
+            prompts: As in `generate`.
             settings: How pictures are drawn.
 
-        Errors: `UserError` for settings out of range and an unknown sampler.
+        Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings.check()
-        noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        tokens = self.tokenize(prompts)
+        noise = draw_prompt_noise(settings.seed, prompts, self.base.latent_shape)
         return Drawing(
             method=self.method,
             sampler=self.sampler(settings),
@@ -292,9 +295,9 @@ class Domain:
             vae=self.params["vae"],
             ids=jnp.asarray(tokens.ids),
             placeholder=jnp.asarray(tokens.placeholder),
-            noise=draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
+            noise=noise.start,
+            keys=noise.keys,
             guidance=self.guidance if settings.guidance is None else settings.guidance,
-            key=step_key,
         )
 
     def sampler(self, settings: SampleSettings) -> Sampler:
@@ -334,16 +337,20 @@ class Tuning:
 
         `tokens` are the caption's, [1, length]; both are None where it is to be read off the picture.
         """
+        framing = self.recipe.framing(self.settings.seed)
+        use_mask = self.settings.mask != "none" and self.settings.recipe != "public"
         try:
-            picture, found = read_image(image, self.domain.base.image_size, use_mask=self.settings.mask != "none")
+            image = local_path(image, "images") if isinstance(image, str | Path) else image
+            picture, found = read_image(image, self.domain.base.image_size, use_mask=use_mask, place=framing.place)
             if found is None and self.settings.mask == "file":
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
             squash = self.domain.clip_squash
             whole = None if squash is None else read_whole(image, squash)
         except UserError as error:
             return Outcome(name, error=error), None
-        own = picture_input(picture, found, tokens, whole)
-        return Outcome(name, origin=self._origin(own, caption)), own
+        own = picture_input(np.ascontiguousarray(picture[:, ::-1]) if framing.is_mirrored else picture, found, tokens, whole)
+        source = {"caption": caption, "picture": f"{own.checksum:08x}"}
+        return Outcome(name, origin=self._origin(own, caption), source=source), own
 
     def example(self, tokens: Prompts | None = None) -> PictureInput:
         """A picture of the shapes that `read` gives, for programs that are compiled before there is one; `tokens` as in `read`."""
@@ -360,12 +367,18 @@ class Tuning:
             captions = CaptionGrid(*(jnp.asarray(part).reshape(len(grid), len(grid[0]), -1) for part in tokens))
         return Personalising(
             method=domain.method,
-            frozen=domain.frozen,
+            frozen=self._frozen(),
             encoders=Encoders(domain.params["vae"], domain.params["image_encoder"]),
             captions=captions,
-            key=jax.random.key(self.settings.seed),
+            key=jax.random.key(self.settings.seed, impl="threefry2x32"),
             recipe=self.recipe,
         )
+
+    def _frozen(self) -> Frozen:
+        """The domain's weights, with what the recipe may begin with."""
+        domain, begins = self.domain, self.recipe.scope.parts
+        networks = domain.networks() if "networks" in begins and domain.networks is not None else None
+        return self.recipe.frozen(domain.frozen._replace(networks=networks, image_encoder=domain.params["image_encoder"]))
 
     @property
     def traced_from(self) -> list[Any] | None:
@@ -380,7 +393,19 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
-        concept = Concept(outcome.name, self.settings.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
+        given, weights = outcome.source.get("caption"), made.caption_weights
+        captions = [] if weights is None else heaviest_captions(self.domain.template, np.asarray(weights))
+        captions = captions if given is None else [{"caption": given, "weight": 1.0}]
+        assert self.settings.scope is not None  # they are filled
+        concept = Concept(
+            name=outcome.name,
+            scope=self.settings.scope,
+            domain=self.domain.fingerprint,
+            trainable=made.trainable,
+            folded=made.folded,
+            origin=outcome.origin,
+            tuning={**self.settings.used(self.recipe), **outcome.source, "captions": captions},
+        )
         return dataclasses.replace(outcome, result=concept)
 
     def _origin(self, own: PictureInput, caption: str | None) -> str:
@@ -390,6 +415,8 @@ class Tuning:
         recipe = self.recipe
         source = {
             "scope": self.settings.scope,
+            "recipe": self.settings.recipe,
+            "parts": recipe.scope.parts,
             "steps": recipe.steps,
             "batch_size": recipe.batch_size,
             "learning_rate": recipe.learning_rate,

@@ -5,9 +5,10 @@
     φ     = features of U-Net_θ'(z_t, t, τ(""))                seen through the offsets, with the empty prompt
     E     = encoder(fold(φ_clip), φ)
     e*    = e_d + s (E + r)                                    word embedding; r is a concept's own residual
-    loss  = mean m ⊙ (target - U-Net_θ'(z_t, t, τ(prompt(e*))))² / mean m  +  λ mean_batch ‖s (E + r)‖²
+    loss  = mean m ⊙ (target - U-Net_θ'(z_t, t, τ(prompt(e*))))² / mean m  +  λ mean_batch ‖s (E + r)‖² / ‖e_d‖²
 
-The target is ε, or v for v-prediction models. The mask m in [0, 1] is optional.
+The target is ε, or v for v-prediction models. The mask m in [0, 1] is optional. The regulariser is the paper's λ' ‖s E‖² with
+λ = λ' ‖e_d‖²: a share of the word's own length, so that λ means the same whatever the length of a base's words.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Base, Conditioning, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.encoder import ConceptEncoder
-from e4t_jax.offsets import Factors, init_factors, merge
+from e4t_jax.offsets import Factors, Networks, factors_of_networks, init_factors, init_networks, merge
 from e4t_jax.process import NoiseSchedule, add_noise, draw_noise, training_target
 from e4t_jax.words import domain_token_id, inject
 
@@ -60,39 +61,56 @@ def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features
     )
 
 
+class ConceptWord(NamedTuple):
+    """A concept's word beside the domain's."""
+
+    embedding: Float[Array, "batch text_width"]  # e*
+    offset: Float[Array, "batch text_width"]  # s (E + r)
+    domain: Float[Array, "text_width"]  # e_d
+
+
 @struct.dataclass
 class LossWeights:
     """What each term of the loss weighs beside the denoising error. Another term is a field here and a summand in `total`."""
 
-    regularisation: float | Float[Array, ""]  # λ, of the squared length of the word's offset
+    regularisation: float | Float[Array, ""]  # λ, of the squared length of the word's offset over that of the domain's word
 
-    def total(self, denoising: Float[Array, ""], offset: Float[Array, "batch text_width"]) -> Float[Array, ""]:
-        """The loss: denoising + λ mean_batch ‖s (E + r)‖²."""
-        return denoising + self.regularisation * jnp.mean(jnp.sum(offset**2, axis=-1))
+    def total(self, denoising: Float[Array, ""], word: ConceptWord) -> Float[Array, ""]:
+        """The loss: denoising + λ mean_batch ‖s (E + r)‖² / ‖e_d‖²."""
+        return denoising + self.regularisation * jnp.mean(jnp.sum(word.offset**2, axis=-1)) / jnp.sum(word.domain**2)
 
 
 class Trainable(NamedTuple):
     """What learning may change; `None` where a scope leaves a part alone.
 
-    `unet` is set only by the literal scope "full", which trains the U-Net's own weights too.
+    `unet` is set only by the literal scope "full", which trains the U-Net's own weights too; what comes after it, by the recipe
+    "public" alone.
     """
 
     factors: Factors | None = None
     encoder: Any = None
     residual: Float[Array, "text_width"] | None = None
     unet: Any = None
+    networks: Networks | None = None  # whose offsets add up with those of all factors
+    image_encoder: Any = None
+    text_encoder: Any = None
 
 
 jax.export.register_namedtuple_serialization(Trainable, serialized_name="e4t_jax.Trainable")
 
 
 class Frozen(NamedTuple):
-    """What the loss reads but never changes; `factors` and `encoder` are a domain's, under a concept's own."""
+    """What the loss reads but never changes; `factors` and `encoder` are a domain's, under a concept's own.
+
+    `networks` and `image_encoder` are what learning may begin with: the loss reads a concept's own alone.
+    """
 
     unet: Any
     text_encoder: Any
     factors: Factors | None = None
     encoder: Any = None
+    networks: Networks | None = None
+    image_encoder: Any = None
 
 
 # What each part of a concept's `Trainable` is before the first step, from (method, frozen, rank of factors, key): Δ = 0, no
@@ -101,8 +119,17 @@ INITIAL_PARTS: dict[str, Callable[[Method, Frozen, int, PRNGKeyArray], Any]] = {
     "factors": lambda method, frozen, rank, key: init_factors(key, method.base.offset_kernels(frozen.unet), rank=rank),
     "encoder": lambda method, frozen, rank, key: frozen.encoder,
     "residual": lambda method, frozen, rank, key: jnp.zeros((method.base.text_width,)),
-    "unet": lambda method, frozen, rank, key: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), frozen.unet),
+    "unet": lambda method, frozen, rank, key: _float32(frozen.unet),
+    "networks": lambda method, frozen, rank, key: (
+        init_networks(key, method.base.offset_kernels(frozen.unet)) if frozen.networks is None else frozen.networks
+    ),
+    "image_encoder": lambda method, frozen, rank, key: _float32(frozen.image_encoder),
+    "text_encoder": lambda method, frozen, rank, key: _float32(frozen.text_encoder),
 }
+
+
+def _float32(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
 class Draws(NamedTuple):
@@ -125,7 +152,8 @@ class ConceptBatch(NamedTuple):
 
 def effective_unet(trainable: Trainable, frozen: Frozen) -> Params:
     """U-Net parameters θ' with the domain's and the concept's offsets merged."""
-    sets = [factors for factors in (frozen.factors, trainable.factors) if factors is not None]
+    own = None if trainable.networks is None else factors_of_networks(trainable.networks)
+    sets = [factors for factors in (frozen.factors, trainable.factors, own) if factors is not None]
     unet = frozen.unet if trainable.unet is None else trainable.unet
     return merge(unet, *sets) if sets else unet
 
@@ -133,6 +161,11 @@ def effective_unet(trainable: Trainable, frozen: Frozen) -> Params:
 def own_encoder(trainable: Trainable, frozen: Frozen) -> Params:
     """The encoder's parameters: the concept's where its scope lets them learn, else the domain's."""
     return frozen.encoder if trainable.encoder is None else trainable.encoder
+
+
+def own_reader(trainable: Trainable, frozen: Frozen) -> Frozen:
+    """`frozen` with the concept's text encoder, where it has one of its own."""
+    return frozen if trainable.text_encoder is None else frozen._replace(text_encoder=trainable.text_encoder)
 
 
 def fold(
@@ -148,8 +181,8 @@ def concept_word(
     frozen: Frozen,
     folded: Float[Array, "batch clip_width"],
     features: Float[Array, "batch features"],
-) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
-    """(e*, s (E + r)): the word embedding e* = e_d + s (E + r) and its offset from the domain's word."""
+) -> ConceptWord:
+    """The word embedding e* = e_d + s (E + r), its offset from the domain's word, and that word."""
     return add_to_domain_word(method, trainable, frozen, predict(method, trainable, frozen, folded, features))
 
 
@@ -166,13 +199,17 @@ def predict(
 
 def add_to_domain_word(
     method: Method, trainable: Trainable, frozen: Frozen, predicted: Float[Array, "batch text_width"]
-) -> tuple[Float[Array, "batch text_width"], Float[Array, "batch text_width"]]:
-    """(e*, s (E + r)) from E."""
+) -> ConceptWord:
+    """`concept_word` from E."""
     if trainable.residual is not None:
         predicted = predicted + trainable.residual
-    offset = method.scale * predicted
-    domain_word = method.base.look_up(frozen.text_encoder, method.domain_id[None, None])[0, 0]
-    return domain_word + offset, offset
+    offset, own = method.scale * predicted, domain_word(method, frozen.text_encoder)
+    return ConceptWord(own + offset, offset, own)
+
+
+def domain_word(method: Method, text_encoder: Params) -> Float[Array, "text_width"]:
+    """e_d, the word embedding of the domain's token."""
+    return method.base.look_up(text_encoder, method.domain_id[None, None])[0, 0].astype(jnp.float32)
 
 
 def prompt_states(
@@ -216,6 +253,13 @@ def draw_timesteps_and_noise(method: Method, count: int, key: PRNGKeyArray) -> D
     return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
 
 
+def draw_independently(method: Method, count: int, key: PRNGKeyArray) -> Draws:
+    """Timesteps and noise for a batch of `count` pictures, every timestep uniform and of its own."""
+    time_key, noise_key = jax.random.split(key)
+    t = jax.random.randint(time_key, (count,), 0, method.schedule.num_train_timesteps)
+    return Draws(t, draw_noise(noise_key, (count, *method.base.latent_shape)))
+
+
 def predict_of_one(
     method: Method,
     frozen: Frozen,
@@ -240,7 +284,7 @@ def mean_prediction(
     """A domain's E of one picture, the mean over a draw of timestep and noise from `key` for each of its views."""
     t, noise = draw_timesteps_and_noise(method, len(latents), key)
     unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
-    return predict_of_one(method, frozen, unet, z_t, t, clip).mean(axis=0)
+    return predict_of_one(method, frozen, unet, z_t, t=t, clip=clip).mean(axis=0)
 
 
 def e4t_loss_at(
@@ -258,29 +302,31 @@ def e4t_loss_at(
 
     For a batch that is taken in equal shares, `mean_mask` is mean m over all of it: the mean of the shares' losses is its loss.
     E may be given as `predicted`, one for all pictures: then it is no function of offsets and timestep, the U-Net's pass that φ
-    comes from is not run, and every prompt is read once.
+    comes from is not run, and every prompt is read once. Where the text encoder learns, it does so by the prompts: e_d and τ("")
+    follow it, but pass no gradient on (as in the public PyTorch code).
     """
     t, noise = draws
-    unet = effective_unet(trainable, frozen)
+    unet, reader = effective_unet(trainable, frozen), own_reader(trainable, frozen)
+    frozen = frozen if reader is frozen else jax.lax.stop_gradient(reader)
     z_t = add_noise(method.schedule, batch.latents, noise, t)
     if predicted is None:
         features = method.base.features(unet, z_t, t, empty_states(method, frozen, len(z_t)))
         folded = fold(method, trainable, frozen, batch.clip)
-        word, offset = concept_word(method, trainable, frozen, folded, features)
+        word = concept_word(method, trainable, frozen, folded, features)
         ids, placeholder = _rows_of(batch.prompt, (batch.ids, batch.placeholder))
-        text = prompt_states(method, frozen, ids, placeholder, word)
+        text = prompt_states(method, reader, ids, placeholder, word.embedding)
     else:
-        word, offset = add_to_domain_word(method, trainable, frozen, predicted[None])
-        words = jnp.broadcast_to(word, (len(batch.ids), word.shape[1]))
-        text = _rows_of(batch.prompt, prompt_states(method, frozen, batch.ids, batch.placeholder, words))
+        word = add_to_domain_word(method, trainable, frozen, predicted[None])
+        words = jnp.broadcast_to(word.embedding, (len(batch.ids), word.embedding.shape[1]))
+        text = _rows_of(batch.prompt, prompt_states(method, reader, batch.ids, batch.placeholder, words))
     output = method.base.denoise(unet, z_t, t, text)[0]
     error = (output - training_target(method.schedule, batch.latents, noise, t)) ** 2
     mask = jnp.ones(error.shape[:3]) if batch.mask is None else batch.mask
     # Of a mask that covers nothing the loss is 0, not NaN.
     covered = (jnp.mean(mask) if mean_mask is None else mean_mask) + 1e-6 / error.size
     denoising = jnp.mean(error * mask[..., None]) / covered
-    loss = weights.total(denoising, offset)
-    return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.mean(jnp.linalg.norm(offset, axis=-1))}
+    loss = weights.total(denoising, word)
+    return loss, {"loss": loss, "denoising": denoising, "offset_norm": jnp.mean(jnp.linalg.norm(word.offset, axis=-1))}
 
 
 def _rows_of(prompt: Int[Array, "batch"] | None, of_prompts: Any) -> Any:

@@ -34,6 +34,7 @@ from e4t_jax.errors import UserError
 
 # "down_blocks_0/…/attn1/to_q" -> {"rows": [in, rank], "columns": [out, rank]}
 Factors = dict[str, dict[str, Array]]
+Networks = dict[str, "OffsetNetwork"]  # by the same names
 
 
 class OffsetNetwork(NamedTuple):
@@ -76,6 +77,55 @@ def factors_of_network(network: OffsetNetwork) -> dict[str, Array]:
         "rows": jnp.stack([a @ vx, b, jnp.ones_like(b)], axis=1),
         "columns": jnp.stack([c @ vy, c.sum(axis=1), d], axis=1),
     }
+
+
+def init_networks(key: PRNGKeyArray, kernels: Mapping[Any, Any]) -> Networks:
+    """The paper's networks for kernels [in, out] given by path: v = 1, C = 0 and d = 0, all else ~ U(-1, 1) / √(inputs).
+
+    So Δ = 0, and C and d feel a gradient at once. (PyTorch's layers start at random, C and d too.)
+    """
+
+    def draw(key: PRNGKeyArray, *shape: int) -> Array:
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / shape[-1] ** 0.5
+
+    networks = {}
+    for index, (path, kernel) in enumerate(sorted(kernels.items())):
+        rows, columns = kernel.shape
+        keys = jax.random.split(jax.random.fold_in(key, index), 6)
+        networks[_name(path)] = OffsetNetwork(
+            v=jnp.ones(1),
+            linear1_weight=draw(keys[0], rows, 1),
+            linear1_bias=draw(keys[1], rows, 1)[:, 0],
+            linear2_weight=draw(keys[2], columns, 1),
+            linear2_bias=draw(keys[3], columns, 1)[:, 0],
+            column_weight=draw(keys[4], rows, rows),
+            column_bias=draw(keys[5], 1, rows)[0],
+            row_weight=jnp.zeros((columns, columns)),
+            row_bias=jnp.zeros(columns),
+        )
+    return networks
+
+
+def factors_of_networks(networks: Networks) -> Factors:
+    """`factors_of_network`, of each of them."""
+    return {name: factors_of_network(network) for name, network in networks.items()}
+
+
+def difference(factors: Factors, others: Factors) -> Factors:
+    """Factors of Δ - Δ', exactly: the ranks add up. Both hold the same kernels."""
+
+    def joined(name: str, side: str, sign: float) -> Array:
+        return jnp.concatenate([factors[name][side], sign * others[name][side]], axis=1)
+
+    return {name: {"rows": joined(name, "rows", 1), "columns": joined(name, "columns", -1)} for name in factors}
+
+
+def unit_steps(factors: Factors) -> dict[str, dict[str, float]]:
+    """For every tensor of factors, the length of a change that moves Δ by as much as the weights are wide: an RMS of 1.
+
+    With rows ~ N(0, 1), Δ of rank 1 has the RMS ‖columns‖ / √out. A change of the rows by √in turns them by about their own length.
+    """
+    return jax.tree.map(lambda leaf: leaf.shape[0] ** 0.5, factors)
 
 
 def delta(factors: Mapping[str, Array]) -> Float[Array, "in out"]:

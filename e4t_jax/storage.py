@@ -37,6 +37,7 @@ except ImportError:  # Windows has none: there, files are whole, but two writers
     fcntl = None  # type: ignore[assignment]
 
 from e4t_jax.errors import UserError, reason_of
+from e4t_jax.files.places import refuse_address
 
 FORMAT = 3  # of concepts and domains; 1 had no checksum, 2 no quantised factors
 _SPARE = 2**20  # bytes left free beside what is written
@@ -65,6 +66,8 @@ def write_files(contents: Mapping[Path, bytes | str | Path]) -> None:
     Errors: `UserError` as `write_file`.
     """
     contents = {Path(path): content for path, content in contents.items()}
+    for place in contents:
+        refuse_address(place)
     temporary: dict[Path, str] = {}
     path = None
     try:
@@ -186,6 +189,7 @@ def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> P
     Errors: `UserError` when it cannot.
     """
     folder = Path(folder)
+    refuse_address(folder, argument)
     try:
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
         # In a folder of its own where it is to be made: its name may be what cannot be.
@@ -211,6 +215,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
     Errors: `UserError` when it cannot be made, or what is written in it fails; it names `beside`.
     """
+    refuse_address(beside)
     beside = Path(os.path.abspath(beside))
     folder = None
     made = [parent for parent in beside.parents if not parent.exists()]

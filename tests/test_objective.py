@@ -39,6 +39,12 @@ def frozen(domain):
     return domain.frozen._replace(factors=None, encoder=None)
 
 
+def squared_length(domain):
+    """‖e_d‖²."""
+    embeddings = domain.params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    return float((np.asarray(embeddings[domain.method.domain_id]) ** 2).sum())
+
+
 @pytest.mark.compiles
 def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, draws, trainable, frozen):
     """Restated from the formulas in NumPy around the U-Net's own output; relative 1e-5."""
@@ -52,12 +58,12 @@ def test_loss_is_the_masked_error_plus_the_regulariser(domain, concept_batch, dr
     unet = effective_unet(trainable, frozen)
     features = domain.base.features(unet, jnp.asarray(z_t), t, empty_states(method, frozen, 4))
     folded = method.encoder.apply({"params": domain.encoder}, batch.clip, method="fold")
-    word, offset = concept_word(method, trainable, frozen, folded, features)
-    text = prompt_states(method, frozen, batch.ids, batch.placeholder, word)
+    word = concept_word(method, trainable, frozen, folded, features)
+    text = prompt_states(method, frozen, batch.ids, batch.placeholder, word.embedding)
     output = np.asarray(domain.base.denoise(unet, jnp.asarray(z_t), t, text)[0])
     mask = np.asarray(batch.mask)[..., None]
     denoising = ((output - velocity) ** 2 * mask).sum() / (mask.sum() * z0.shape[-1])
-    size = (np.asarray(offset) ** 2).sum(-1).mean()
+    size = (np.asarray(word.offset) ** 2).sum(-1).mean() / squared_length(domain)
     np.testing.assert_allclose(terms["denoising"], denoising, rtol=1e-5)
     np.testing.assert_allclose(loss, denoising + 0.1 * size, rtol=1e-5)
 
@@ -97,7 +103,7 @@ def test_a_prediction_that_is_given_is_one_word_for_all(domain, concept_batch, d
         errors.append(np.asarray(output - target)[0] ** 2 * np.asarray(batch.mask[row])[..., None])
     denoising = np.sum(errors) / (np.sum(batch.mask) * batch.latents.shape[-1])
     np.testing.assert_allclose(terms["denoising"], denoising, rtol=1e-5)
-    np.testing.assert_allclose(loss, denoising + 0.1 * (offset**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss, denoising + 0.1 * (offset**2).sum() / squared_length(domain), rtol=1e-5)
 
 
 @pytest.mark.compiles

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 
 from e4t_jax.bases.formats import STEMS
 from e4t_jax.errors import UserError, reason_of
+from e4t_jax.files.places import local_path
 
 # Repositories that the Hub holds no longer -> where the same files are now (2026-11). docs/tutorial.md shows them.
 MOVED = {
@@ -88,7 +89,7 @@ def find_local(name: str | Path, argument: str, needs: Needs = BASE, revision: s
 
     Errors: `UserError` for a name that is neither a folder's nor a Hub id.
     """
-    path = Path(name)
+    path = local_path(name, argument)
     if str(name) and path.is_dir():
         return path
     if str(name) and path.exists():

@@ -19,4 +19,4 @@ def fish() -> Preset:
 def _preset(name: str, word: str) -> Preset:
     # On a small base that was trained on such captions, less guidance and a larger rate do than on Stable Diffusion.
     domain = DomainSettings(word, template="creature", guidance=4.0)
-    return Preset(name, domain, PretrainSettings(learning_rate=1.5e-3, regularisation=0.001))
+    return Preset(name, domain, PretrainSettings(learning_rate=1.5e-3, regularisation=0.0027))

@@ -1,15 +1,18 @@
 """A domain on disk: domain.json, encoder.safetensors, offsets.safetensors, written and read as one thing.
 
-domain.json names the base, and holds the checksums of the two others, the base's fingerprint and a checksum of its own: files of
-two domains do not mix.
+domain.json names the base, and holds the checksums of the others, the base's fingerprint and a checksum of its own: files of
+two domains do not mix. Where the offsets were made of the public code's networks, these lie beside them (networks.safetensors,
+which is read where they are trained and nowhere else).
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from e4t_jax.bases import CLIP_FEATURES, Params, open_base
 from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, Whole, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
+from e4t_jax.files.places import local_path
+from e4t_jax.objective import domain_word
+from e4t_jax.offsets import Networks, OffsetNetwork, factors_of_networks
 from e4t_jax.storage import (
-    FORMAT,
     check_signed,
     digest,
     file_digest,
@@ -40,7 +45,9 @@ from e4t_jax.storage import (
 from e4t_jax.templates import TEMPLATES
 
 _KIND = "e4t domain"
+_FORMAT = 4  # 1 had no checksum; up to 3, λ weighed ‖s E‖² and not its share of ‖e_d‖²
 _TENSORS = ("encoder", "offsets")
+_NETWORKS = "networks"
 _BOUNDS = {"scale": SCALE, "regularisation": WEIGHT, "guidance": GUIDANCE, "clip_squash": Whole(1, 4096)}
 _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scale": (int, float),
@@ -79,7 +86,7 @@ def save_domain(
     beside: Mapping[str, bytes | str | Path] | None = None,
     origin: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes domain.json, encoder.safetensors and offsets.safetensors: all of them, or none.
+    """Writes domain.json, encoder.safetensors, offsets.safetensors and, where there are any, networks.safetensors: all, or none.
 
     Args:
         folder: Where they are written; made if it is not there.
@@ -91,10 +98,13 @@ def save_domain(
 
     Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
-    folder, beside = Path(folder), beside or {}
+    folder, beside = local_path(folder, "folder"), beside or {}
     check_names(folder, beside)
     parts: dict[str, bytes] = {}
-    for name, tree in zip(_TENSORS, (domain.encoder, domain.factors), strict=True):
+    trees = {"encoder": domain.encoder, "offsets": domain.factors}
+    if domain.networks is not None:
+        trees[_NETWORKS] = {kernel: network._asdict() for kernel, network in domain.networks().items()}
+    for name, tree in trees.items():
         with np.errstate(over="ignore"):
             flat = {key: np.asarray(leaf, dtype) for key, leaf in flatten_dict(tree, sep="|").items()}
         lost = next((key for key, leaf in flat.items() if not np.isfinite(leaf).all()), None)
@@ -102,7 +112,7 @@ def save_domain(
             raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
     record = {name: getattr(domain, name) for name in _OPTIONS}
-    record |= {"format": FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
+    record |= {"format": _FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     record["base_fingerprint"] = base_fingerprint(domain.stored)
     clip = domain.image_encoder
     sealed = {**parts, **{name: content for name, content in beside.items() if clip and name.startswith(f"{clip}/")}}
@@ -127,7 +137,7 @@ def _digest_of(content: bytes | str | Path) -> str:
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
     """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
-    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in _TENSORS)} & set(names))
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in (*_TENSORS, _NETWORKS))} & set(names))
     if taken:
         raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
 
@@ -148,7 +158,7 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
     """
     shipped = registry.find("domain", str(name))
-    folder = shipped() if shipped else Path(name)
+    folder = shipped() if shipped else local_path(name, "domain")
     path = folder / "domain.json"
     if not os.path.exists(path):
         known = ", ".join(registry.names("domain"))
@@ -166,12 +176,24 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         with _mend_of(folder):
             told = f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again."
             raise UserError(told, "domain")
+    has_networks = f"{_NETWORKS}.safetensors" in record.get("digests", {})
     domain = Domain(
-        base_name, record["domain_token"], loaded.base, loaded.params, encoder, factors, samples=loaded.samples, **options
+        base_name,
+        record["domain_token"],
+        loaded.base,
+        loaded.params,
+        encoder=encoder,
+        factors=factors,
+        networks=partial(_read_networks, path, record, factors) if has_networks else None,
+        samples=loaded.samples,
+        **options,
     )
     part = misfit(domain)
     if part:
         raise UserError(f"{folder / part}.safetensors does not fit base and clip_features of {path.name}; {_MEND}.")
+    if record["format"] < 4:
+        squared = float(jnp.sum(domain_word(domain.method, domain.params["text_encoder"]) ** 2))
+        domain = dataclasses.replace(domain, regularisation=domain.regularisation * squared)
     return domain
 
 
@@ -216,8 +238,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     """What domain.json says: everything there, of its type and as it was written."""
     record = read_json(path, _MEND)
     number = record.get("format")
-    if isinstance(number, int) and number > FORMAT:
-        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {FORMAT}; update e4t-jax.")
+    if isinstance(number, int) and number > _FORMAT:
+        raise UserError(f"{path} has format {shortened(number)}, this version reads up to {_FORMAT}; update e4t-jax.")
     check_signed(path, record, _MEND)
     for name, value in record.items():
         kind = {**_FIELDS, **_OPTIONAL_FIELDS}.get(name)
@@ -261,6 +283,19 @@ def _check_beside(path: Path, record: dict[str, Any]) -> None:
         file = path.parent / name
         if re.fullmatch(_INSIDE, name) and (not file.exists() or file_digest(file) != told):
             raise UserError(f"{file} is not the one that {path.name} was written with; {_MEND}.")
+
+
+def _read_networks(path: Path, record: dict[str, Any], factors: Params) -> Networks:
+    """The offset networks, which have to be those of the factors' kernels."""
+    tree = _read_part(path, _NETWORKS, record)
+    try:
+        networks = {kernel: OffsetNetwork(**fields) for kernel, fields in tree.items()}
+        made = jax.eval_shape(factors_of_networks, networks)
+    except (TypeError, ValueError):  # of other parts, or of shapes that do not go together
+        made = None
+    if made is None or jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, factors):
+        raise UserError(f"{path.parent / _NETWORKS}.safetensors does not fit the offsets beside it; {_MEND}.")
+    return networks
 
 
 def _base_of(folder: Path, record: dict[str, Any]) -> str:

@@ -94,7 +94,14 @@ def domain_shapes(
     learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
     assert learned.factors is not None
     return Domain(
-        base, _WORD, model, params, learned.encoder, learned.factors, image_encoder=image_encoder, clip_features=clip_features
+        base,
+        _WORD,
+        model,
+        params,
+        encoder=learned.encoder,
+        factors=learned.factors,
+        image_encoder=image_encoder,
+        clip_features=clip_features,
     )
 
 
@@ -111,9 +118,7 @@ def lower_generate(
     method, recipe = domain.method, domain.tuning(settings).recipe
     trainable = jax.eval_shape(lambda frozen: start(method, frozen, recipe.scope, jax.random.key(0)), domain.frozen)
     folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
-    return lowered(
-        draw_concept, domain.drawing(domain.tokenize(prompts), SampleSettings()), DrawnConcept(trainable, folded), devices, each
-    )
+    return lowered(draw_concept, domain.drawing(prompts, SampleSettings()), DrawnConcept(trainable, folded), devices, each)
 
 
 def compiled(program: jax.stages.Lowered) -> jax.stages.Compiled:

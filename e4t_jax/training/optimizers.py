@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
 from e4t_jax.arrays import Array
 from e4t_jax.objective import Trainable
+from e4t_jax.offsets import unit_steps
 
 Rate = float | Float[Array, ""]
 
@@ -38,15 +42,39 @@ def judge(learning_rate: float, steps: int) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=0.02)
 
 
-def tuning(trainable: Trainable, learning_rate: Rate, word_rate: Rate, steps: int) -> optax.GradientTransformation:
-    """NovoGrad (arXiv 1905.11286) with two rates, of the word's residual and of all else; both fall linearly.
+def tuning(trainable: Trainable, lengths: Trainable, steps: int) -> optax.GradientTransformation:
+    """NovoGrad (arXiv 1905.11286) whose first step has, tensor by tensor, the length that `lengths` says; the steps fall linearly.
 
     It scales a gradient by its length as a whole, not entry by entry as Adam does: in five steps Adam moves every entry of the
-    word alike, its noise with its signal. So a rate is the length of the first step.
+    word alike, its noise with its signal.
     """
-    falling = {
-        part: optax.linear_schedule(rate, rate / steps, steps) for part, rate in (("weights", learning_rate), ("word", word_rate))
-    }
-    labels = jax.tree.map(lambda _: "weights", trainable)
-    labels = labels._replace(residual=None if trainable.residual is None else "word")
-    return optax.multi_transform({part: optax.novograd(rate, b1=0.9, b2=0.25, eps=1e-8) for part, rate in falling.items()}, labels)
+    falling = optax.linear_schedule(1.0, 1 / steps, steps)
+    to_lengths = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, lengths))
+    return optax.chain(optax.novograd(falling, b1=0.9, b2=0.25, eps=1e-8), to_lengths)
+
+
+def step_lengths(trainable: Trainable, *, learning_rate: Rate, word_rate: Rate, word_unit: Rate) -> Trainable:
+    """The lengths of `tuning`'s first steps, each a share of what it moves, whatever the widths and the words of a base.
+
+        r                          word_rate · ‖e_d‖ / s       a share of the domain's word
+        factors                    learning_rate · √length     the RMS of Δ (`offsets.unit_steps`)
+        last layer of the encoder  learning_rate · ‖e_d‖ / s   E has the scale of r
+        any other tensor           learning_rate · √out        the length of a kernel that keeps the variance of its input
+
+    Args:
+        trainable: What learns.
+        learning_rate: Share of all but the word's residual.
+        word_rate: Share of the word.
+        word_unit: ‖e_d‖ / s, how long r and E are where they move the word by as much as its own length.
+    """
+
+    def of_weights(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: learning_rate * leaf.shape[-1] ** 0.5, tree)
+
+    lengths = Trainable(*map(of_weights, trainable))
+    if trainable.factors is not None:
+        lengths = lengths._replace(factors=jax.tree.map(lambda unit: learning_rate * unit, unit_steps(trainable.factors)))
+    if trainable.encoder is not None:
+        last = jax.tree.map(lambda _: learning_rate * word_unit, trainable.encoder["final"])
+        lengths = lengths._replace(encoder={**lengths.encoder, "final": last})
+    return lengths if trainable.residual is None else lengths._replace(residual=jnp.asarray(word_rate * word_unit))

@@ -23,12 +23,11 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray, UInt32
 
 from e4t_jax.arrays import Array
 from e4t_jax.captioning import pick_captions, read_scene
-from e4t_jax.data.augment import make_views
-from e4t_jax.image_inputs import Encoders, encode_pictures
+from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, fold
-from e4t_jax.tuning.tune import Prompts, Recipe, Views, tune_one
+from e4t_jax.tuning.recipe import Prompts, Recipe, Views
+from e4t_jax.tuning.tune import features_of, tune_one
 
-_VIEWS = 6
 PROMPTS = 8  # of a picture whose caption is read off it, so that doubt between captions shows
 
 
@@ -67,6 +66,7 @@ class Personalised(NamedTuple):
     trainable: Trainable
     losses: Float[Array | np.ndarray, " steps"]  # before each step
     folded: Float[Array | np.ndarray, " clip_width"]
+    caption_weights: Float[Array | np.ndarray, "media places"] | None = None  # of the captions read off the picture
 
 
 jax.export.register_namedtuple_serialization(Personalised, serialized_name="e4t_jax.Personalised")
@@ -86,28 +86,23 @@ def picture_input(
 def personalise(run: Personalising, own: PictureInput) -> Personalised:
     """The concept of one picture; of no steps, what the encoder alone says."""
     views_key, caption_key, tune_key = jax.random.split(jax.random.fold_in(run.key, own.checksum), 3)
-    views = see(run, own, views_key)
-    trainable, losses = Trainable(), jnp.zeros(0)
+    picture, mask = jnp.asarray(own.picture), jnp.asarray(own.mask)
+    whole = None if own.whole is None else jnp.asarray(own.whole)
+    views = run.recipe.see(run.method, run.encoders, picture, mask, whole=whole, key=views_key)
+    trainable, losses, weights = Trainable(), jnp.zeros(0), None
     if run.recipe.steps:
-        prompts = _read_captions(run, views, caption_key) if own.caption is None else own.caption
+        prompts = own.caption
+        if prompts is None:
+            prompts, weights = _read_captions(run, views, caption_key)
         trainable, losses = tune_one(run.method, run.frozen, views, prompts, key=tune_key, recipe=run.recipe)
-    return Personalised(trainable, losses, fold(run.method, trainable, run.frozen, views.clip[None])[0])
+    folded = fold(run.method, trainable, run.frozen, features_of(run.method, trainable, views)[None])[0]
+    return Personalised(run.recipe.finish(run.frozen, trainable), losses, folded, weights)
 
 
-def see(run: Personalising, own: PictureInput, key: PRNGKeyArray) -> Views:
-    """A picture's views as latents, and φ_clip of the picture itself."""
-    picture = jnp.asarray(own.picture)
-    images, masks = make_views(picture, jnp.asarray(own.mask), key, _VIEWS)
-    method, seen = run.method, picture if own.whole is None else jnp.asarray(own.whole)
-    latents, clip, small = encode_pictures(
-        method.base, run.encoders, images, masks, clip_features=method.clip_features, seen=seen[None]
-    )
-    return Views(latents, clip[0], small)
-
-
-def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:
+def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> tuple[Prompts, Float[Array, "media places"]]:
+    """The prompts that a picture is tuned under, and the weights of all captions that it might have."""
     assert run.captions is not None, "a picture has no caption, and there is none to choose"
     ids, placeholder = run.captions
-    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
+    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder=placeholder, key=key)
     picked = pick_captions(weights, PROMPTS)
-    return ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]
+    return (ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]), weights

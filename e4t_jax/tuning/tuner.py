@@ -73,7 +73,8 @@ class Tuner:
     ):
         check_range("max_batch", max_batch, _MAX_BATCH)
         check_range("max_wait", max_wait, _MAX_WAIT)
-        self._tuning, self._caption, self._max_wait = domain.tuning(settings, **changes), caption, max_wait
+        self._tuning, self._max_wait = domain.tuning(settings, **changes), max_wait
+        self._caption = caption = self._tuning.recipe.caption if caption is None else caption
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
         example = self._tuning.example(self._tokens)
         shared = self._tuning.shared(reads=caption is None)

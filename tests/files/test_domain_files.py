@@ -1,7 +1,9 @@
 """What a domain's files name is found where it is promised to be, and nowhere else."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from e4t_jax.errors import UserError
@@ -44,3 +46,23 @@ def test_a_kind_of_features_that_is_unknown_is_said(domain, tmp_path):
     (tmp_path / "domain.json").write_text(to_signed_json({**facts, "clip_features": "words"}))
     with pytest.raises(UserError, match="clip_features = 'words' is unknown"):
         load_domain(tmp_path)
+
+
+def test_the_regulariser_of_an_older_domain_weighs_what_it_weighed(domain, tmp_path):
+    """Up to format 3, λ is that of ‖s E‖²; read, it is that of ‖s E‖² / ‖e_d‖²: relative 1e-6. A domain of today keeps its λ."""
+    from e4t_jax import bases
+    from e4t_jax.files.domain_files import save_domain
+    from e4t_jax.storage import to_signed_json
+
+    bases.save_folder(tmp_path / "base", domain.base, domain.params, np.float32)
+    base, params = bases.load_base(str(tmp_path / "base"))
+    own = dataclasses.replace(domain, base_name=str(tmp_path / "base"), base=base, params=params, regularisation=0.02)
+    save_domain(tmp_path / "domain", own)
+    file = tmp_path / "domain" / "domain.json"
+    assert load_domain(tmp_path / "domain").regularisation == 0.02
+    record = json.loads(file.read_text())
+    record.pop("checksum")
+    file.write_text(to_signed_json({**record, "format": 3}))
+    words = params["text_encoder"]["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    squared = (np.asarray(words[domain.method.domain_id], np.float64) ** 2).sum()
+    np.testing.assert_allclose(load_domain(tmp_path / "domain").regularisation, 0.02 * squared, rtol=1e-6)

@@ -15,6 +15,7 @@ from e4t_jax import bases
 from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
 from e4t_jax.cli import import_reference
 from e4t_jax.data.images import read_whole
+from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import load_concept, save_concept
 from e4t_jax.files.domain_files import load_domain
@@ -136,7 +137,7 @@ def test_a_pretrained_checkpoint_becomes_a_domain(reference, tmp_path):
         pictures = np.random.default_rng(1).uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
         expected = literal_encoder(encoder, literal_pixels(pictures, 16), features)
         assert relative_error(encoded(domain, pictures, seen), expected) < 1e-4
-    assert domain.regularisation == 0.01 and domain.template == "object"
+    assert domain.regularisation == Domain.regularisation and domain.template == "object"  # its reg_lambda weighs another sum
 
 
 def encoded(domain, pictures, seen):
@@ -177,7 +178,11 @@ def test_an_import_from_python_returns_what_it_wrote(reference, tmp_path):
     concept = load_concept(tmp_path / "domain" / "venus.safetensors", domain.fingerprint)
     assert imported.concept.name == "venus" and imported.concept.scope == concept.scope == "full"
     np.testing.assert_array_equal(imported.concept.folded, concept.folded)
-    assert imported.notes == ("Read as of OpenCLIP before 2.23, which norms the first token; open_clip chooses the other.",)
+    assert imported.notes == (
+        "Read as of OpenCLIP before 2.23, which norms the first token; open_clip chooses the other.",
+        "Its reg_lambda 0.01 weighs the sum of ‖e*‖² over a batch, so it is not our λ: tuning takes 0.0016 of ‖s E‖² / ‖e_d‖², "
+        "and recipe public 0.1 of that sum.",
+    )
     with pytest.raises(UserError, match="open_clip: '3' is unknown; choose one of before-"):
         import_checkpoint(folder / "pretrained", str(folder / "base"), tmp_path / "other", open_clip="3")
     assert not (tmp_path / "other").exists()

@@ -19,7 +19,7 @@ from e4t_jax.testing import write_tiny_world
 def test_the_defaults_are_stable_diffusions_and_the_papers():
     domain, training = DomainSettings("face"), PretrainSettings()
     assert (domain.template, domain.clip_features, domain.guidance) == ("neutral", "layers", 7.5)
-    assert (training.learning_rate, training.regularisation, training.batch_size) == (1.6e-5, 0.01, 16)
+    assert (training.learning_rate, training.regularisation, training.batch_size) == (1.6e-5, pytest.approx(0.01 * 0.4**2), 16)
     for name in ("template", "clip_features", "guidance"):
         assert getattr(domain, name) == getattr(Domain, name)
     assert training.regularisation == Domain.regularisation
@@ -30,7 +30,7 @@ def test_the_drawn_world_keeps_its_own():
     for data, word in (("creatures", "creature"), ("fish", "fish")):
         name, domain, training = preset_of("creatures", data)
         assert (name, domain) == (data, DomainSettings(word, "creature", guidance=4.0))
-        assert training == PretrainSettings(learning_rate=1.5e-3, regularisation=0.001)
+        assert training == PretrainSettings(learning_rate=1.5e-3, regularisation=0.0027)
 
 
 def test_the_preset_of_the_data_comes_first_then_that_of_the_base():
@@ -62,7 +62,7 @@ def test_a_commands_defaults_follow_its_base_and_data():
     config = options("--out", "o", "--data=fish", "--guidance", "5", "--steps", "7")
     assert isinstance(config, command.Config)
     assert config.domain == DomainSettings("fish", "creature", guidance=5.0)
-    assert config.training == PretrainSettings(steps=7, learning_rate=1.5e-3, regularisation=0.001)
+    assert config.training == PretrainSettings(steps=7, learning_rate=1.5e-3, regularisation=0.0027)
     config = options("--out", "o", "--base", "random:sd15", "--data", "fish", "--data", "folder:x", "--domain-token", "face")
     assert (config.domain, config.training) == (DomainSettings("face"), PretrainSettings())
 

@@ -23,6 +23,7 @@ from e4t_jax.bases.protocol import Params
 from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
 from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
+from e4t_jax.bases.stable_diffusion.random_weights import draw_leaf
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
@@ -186,27 +187,11 @@ class StableDiffusion:
         return architectures[0].endswith("WithProjection")
 
     def random_params(self, key: PRNGKeyArray) -> Params:
-        """Random weights of every part: kernels ~ N(0, 1/fan_in), embeddings ~ N(0, 0.02²), scales 1, biases 0.
-
-        Drawn leaf by leaf with NumPy: compiling the modules' own initialisers takes longer than a short training.
-        """
+        """Random weights of every part (`random_weights.draw_leaf`)."""
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-        def draw(path: str, promised: jax.ShapeDtypeStruct) -> Array:
-            shape = promised.shape
-            match path.rpartition("/")[2]:
-                case "kernel":
-                    values = generator.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
-                case "scale":
-                    values = np.ones(shape, np.float32)
-                case "bias":
-                    values = np.zeros(shape, np.float32)
-                case _:
-                    values = np.float32(0.02) * generator.standard_normal(shape, np.float32)
-            return jnp.asarray(values, promised.dtype)
-
         shapes = flatten_dict(self.param_shapes(), sep="/")
-        return unflatten_dict({path: draw(path, shapes[path]) for path in sorted(shapes)}, sep="/")
+        drawn = {path: jnp.asarray(draw_leaf(generator, path, shapes[path].shape), shapes[path].dtype) for path in sorted(shapes)}
+        return unflatten_dict(drawn, sep="/")
 
     def offset_kernels(self, unet: Params) -> dict[str, Any]:
         """Path -> q, k or v kernel [in, out] of every attention layer of the U-Net: what weight offsets multiply."""

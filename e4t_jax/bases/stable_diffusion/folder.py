@@ -26,8 +26,10 @@ from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
 from e4t_jax.bases.protocol import LoadedBase, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+from e4t_jax.bases.stable_diffusion.geometries import image_encoder_geometry
 from e4t_jax.bases.stable_diffusion.names import from_torch, other_name, to_torch, torch_name
 from e4t_jax.bases.stable_diffusion.policy import Policy
+from e4t_jax.bases.stable_diffusion.random_weights import RANDOM, drawn_weights
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
 from e4t_jax.errors import UserError
@@ -46,10 +48,18 @@ _CLASSES = {
 }
 
 
-def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any = np.float16) -> None:
+def save_folder(
+    folder: Path,
+    base: StableDiffusion,
+    params: Params,
+    dtype: Any = np.float16,
+    *,
+    beside: Mapping[str, bytes | str] | None = None,
+) -> None:
     """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too; all of it, or nothing.
 
-    model_index.json holds the checksums of weights and words, which `load_folder` verifies.
+    model_index.json holds the checksums of weights and words, which `load_folder` verifies. `beside` is the content of further
+    files by their names, written with the others.
 
     Errors: `UserError` when a file cannot be written, or a weight is not finite as `dtype`.
     """
@@ -58,6 +68,8 @@ def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any 
     with temporary_folder(folder / "unfinished") as unfinished:
         try:
             _write_folder(unfinished, base, params, dtype)
+            for name, content in (beside or {}).items():
+                write_file(unfinished / name, content)
         except UserError as error:
             raise UserError(error.message.replace(str(unfinished), str(folder)), error.argument) from None
         # The index, at the top, comes last: until it is there, the checksums of an older one tell that files were mixed.
@@ -107,7 +119,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def load_folder(
-    folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any
+    folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any
 ) -> tuple[StableDiffusion, Params]:
     """The base in a diffusers folder and its weights; as `open_folder`."""
     base, params, _ = open_folder(folder, image_encoder, **policy)
@@ -115,11 +127,11 @@ def load_folder(
     return base, params
 
 
-def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
+def open_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
     """Reads a base from a diffusers folder, tensor by tensor from file to device, each cast once as the `policy` says.
 
     `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
-    finds one: it is not asked before all else in the folder was found to be there.
+    finds one: it is not asked before all else in the folder was found to be there. "random:vit-h14" is drawn.
 
     Errors: `UserError`, one line that names the file, when one is missing, damaged, changed or of another architecture.
     """
@@ -135,7 +147,7 @@ def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = 
     return LoadedBase(base, params, samples)
 
 
-def survey_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = None) -> LoadedBase:
+def survey_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None) -> LoadedBase:
     """`open_folder` with shapes in place of weights: what fingerprints read of each tensor is kept, and nothing else of it.
 
     Errors: `UserError` as `open_folder`.
@@ -150,7 +162,7 @@ def survey_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None 
 
 
 def _open_parts(
-    folder: Path, image_encoder: Path | Callable[[], Path] | None, policy: Policy
+    folder: Path, image_encoder: Path | str | Callable[[], Path] | None, policy: Policy
 ) -> tuple[StableDiffusion, dict[str, Weights]]:
     """The base in a folder, and where the weights of its parts lie."""
     folder = Path(folder)
@@ -169,11 +181,17 @@ def _open_parts(
     _verify(folder, index)
     text = StableDiffusion(configs, None).text
     tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
-    if image_encoder is not None:
+    drawn = image_encoder if isinstance(image_encoder, str) and image_encoder.startswith(RANDOM) else None
+    if drawn is not None:
+        configs["image_encoder"] = image_encoder_geometry(drawn.removeprefix(RANDOM))
+    elif image_encoder is not None:
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
         weights["image_encoder"] = open_weights(where, "image_encoder")
-    return StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy), weights
+    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy)
+    if drawn is not None:
+        weights["image_encoder"] = drawn_weights(drawn, base.param_shapes()["image_encoder"])
+    return base, weights
 
 
 def _verify(folder: Path, index: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from e4t_jax.tuning.tune import TuneSettings
 from e4t_jax.words import PLACEHOLDER
 
 # Steps add up over hundreds, and offsets that go far draw the picture given instead of its creature.
-_REACH = TuneSettings(word_rate=0.015, learning_rate=0.003)
+_REACH = TuneSettings(word_rate=0.009, learning_rate=0.0003)
 
 
 def climb(folder: Path, *, track: Callable, prompts: int = 320, reach: int = 8, reach_steps: int = 200) -> dict[str, float]:
@@ -63,7 +63,9 @@ def untrained_domain(base: Base, params: Params) -> Domain:
     assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
     of = creatures().domain
-    return Domain("", of.domain_token, base, params, encoder, trainable.factors, regularisation=0.0, guidance=of.guidance)
+    return Domain(
+        "", of.domain_token, base, params, encoder=encoder, factors=trainable.factors, regularisation=0.0, guidance=of.guidance
+    )
 
 
 def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dict[str, float]:

@@ -24,13 +24,15 @@ from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
 from e4t_jax.files.concept_files import concept_bytes
 from e4t_jax.files.domain_files import load_domain, misfit, save_domain
+from e4t_jax.files.places import local_name, local_path
 from e4t_jax.interop.e4t_diffusion.files import CheckpointFile, check_text_encoder, read_unet, tensor_errors_as_one_line
 from e4t_jax.interop.e4t_diffusion.locate import PICTURE, Located, check_pytorch, locate
-from e4t_jax.interop.e4t_diffusion.tensors import TOWER, State, read_encoder, read_image_encoder, read_offsets
+from e4t_jax.interop.e4t_diffusion.tensors import TOWER, State, factors_of, read_encoder, read_image_encoder, read_networks
 from e4t_jax.interop.e4t_diffusion.trained_on import difference_by_name, difference_by_weights
 from e4t_jax.objective import Trainable, fold
-from e4t_jax.offsets import Factors
+from e4t_jax.offsets import Factors, Networks
 from e4t_jax.storage import check_writable, temporary_folder, to_json, write_file
+from e4t_jax.tuning.public_recipe import REGULARISATION
 
 # Version of OpenCLIP -> (what the encoder sees of CLIP, in words: which tokens the last layer's norm is applied to).
 _OPEN_CLIP = {"before-2.23": ("bicubic-tokens", "the first token"), "2.23-or-later": ("bicubic-normed-tokens", "all tokens")}
@@ -55,7 +57,8 @@ class _Parts(NamedTuple):
     """What is read of a checkpoint; its image encoder lies in a file."""
 
     encoder: Params
-    factors: Factors
+    networks: Networks
+    factors: Factors  # what the networks say
     offsets_file: Path
     state: State  # of that file
 
@@ -85,7 +88,9 @@ def import_checkpoint(
 
     Errors: `UserError` for files that are missing, damaged or of another base, and for a folder that cannot be written.
     """
-    out = Path(out)
+    out, reference = local_path(out, "out"), local_name(str(reference), "reference")
+    base = None if base is None else local_name(base, "base")
+    image_encoder = None if image_encoder is None else local_name(image_encoder, "image_encoder")
     if open_clip not in _OPEN_CLIP:
         raise UserError(f"{open_clip!r} is unknown; choose one of {', '.join(_OPEN_CLIP)}.", "open_clip")
     check_pytorch()
@@ -102,7 +107,7 @@ def import_checkpoint(
         beside: dict[str, bytes | str | Path] = {f"{_IMAGE_ENCODER}/{file.name}": file for file in made.iterdir()} if own else {}
         concept = None
         if picture is not None:
-            domain = dataclasses.replace(domain, factors={})  # all of them are the concept's
+            domain = dataclasses.replace(domain, factors={}, networks=None)  # all of them are the concept's
             seeing = made if own else _image_encoder_folder(found.base, image_encoder)
             concept = _concept(picture, domain, parts, seeing)
             beside[f"{concept.name}.safetensors"] = concept_bytes(concept, np.float32)
@@ -125,7 +130,8 @@ def _picture(found: Located, image: str | Path | None) -> _Picture | None:
             raise UserError(f"{found.folder} is no tuned concept; leave it out.", "image")
         return None
     if image is not None:
-        return _Picture(Path(image), Path(image).stem)
+        image = local_path(image, "image")
+        return _Picture(image, image.stem)
     beside = found.folder / PICTURE
     if not beside.exists():
         raise UserError(f"{found.folder} is a tuned concept without {PICTURE}; give the picture it was tuned on.", "image")
@@ -160,8 +166,9 @@ def _read_parts(found: Located) -> _Parts:
     file = unet_file if found.settings.is_tuned and unet_file.exists() else found.folder / "weight_offsets.pt"
     state = CheckpointFile(file)
     with tensor_errors_as_one_line(file):
-        factors = read_offsets(state, file.name)
-    return _Parts(encoder, factors, file, state)
+        networks = read_networks(state, file.name)
+        factors = factors_of(networks)
+    return _Parts(encoder, networks, factors, file, state)
 
 
 def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encoder: str | None, open_clip: str) -> Domain:
@@ -173,15 +180,15 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
         settings.domain_token,
         base,
         loaded.params,
-        parts.encoder,
-        parts.factors,
+        encoder=parts.encoder,
+        factors=parts.factors,
         scale=settings.scale,
-        regularisation=settings.regularisation,
         template=settings.template,
         image_encoder=image_encoder,
         clip_features=_OPEN_CLIP[open_clip][0],
         clip_squash=base.vision.image_size,
         samples=loaded.samples,
+        networks=lambda: parts.networks,
     )
 
 
@@ -234,6 +241,10 @@ def _notes(found: Located, parts: _Parts, open_clip: str) -> tuple[str, ...]:
     difference = difference_by_weights(settings, parts.state, found.base) if has_unet else difference_by_name(settings, found.base)
     if difference:
         notes.append(difference)
+    notes.append(
+        f"Its reg_lambda {settings.regularisation:g} weighs the sum of ‖e*‖² over a batch, so it is not our λ: tuning takes "
+        f"{Domain.regularisation:g} of ‖s E‖² / ‖e_d‖², and recipe public {REGULARISATION:g} of that sum."
+    )
     if not settings.holds_prompt:
         prompt, kind = shortened(settings.prompt), settings.template
         notes.append(f"Its prompt {prompt} is none of ours; the captions of kind {kind!r} take its place.")

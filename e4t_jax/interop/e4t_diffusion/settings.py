@@ -17,6 +17,7 @@ from e4t_jax.words import PLACEHOLDER
 
 # The public code's lists of prompts by name, and the kind of captions here that each is.
 _TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
+_REG_LAMBDA = 0.01  # the default of the public code's pretraining
 _TOKENS = {"face": "face", "art": "art", "style": "art"}
 
 
@@ -27,7 +28,7 @@ class CheckpointSettings:
     is_tuned: bool
     domain_token: str
     scale: Annotated[float, SCALE]
-    regularisation: Annotated[float, WEIGHT]
+    regularisation: Annotated[float, WEIGHT]  # its reg_lambda, of the sum of ‖e*‖² over a batch
     prompt: str | None  # one prompt, or the name of a list of them
     template: str  # the kind of captions nearest to it
     holds_prompt: bool  # whether that kind holds the prompt
@@ -56,7 +57,7 @@ def read_settings(file: Path) -> CheckpointSettings:
         is_tuned="pretrained_args" in own,
         domain_token=token,
         scale=_number(file, settings, "domain_embed_scale", SCALE, Domain.scale),
-        regularisation=_number(file, settings, "reg_lambda", WEIGHT, Domain.regularisation),
+        regularisation=_number(file, settings, "reg_lambda", WEIGHT, _REG_LAMBDA),
         prompt=prompt,
         template=template,
         holds_prompt=holds_prompt,

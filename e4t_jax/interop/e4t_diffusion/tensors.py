@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as encoder, offsets and image encoder.
 
 The public encoder differs from the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
-(`Base.see`, kinds "bicubic-tokens" and "bicubic-normed-tokens"). Its offset networks become rank-3 factors, exactly (`offsets`).
+(`Base.see`, kinds "bicubic-tokens" and "bicubic-normed-tokens"). Its offset networks are rank-3 factors, exactly (`offsets`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from e4t_jax.bases import Params
 from e4t_jax.errors import UserError
-from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
+from e4t_jax.offsets import Factors, Networks, OffsetNetwork, factors_of_network
 
 State = Mapping[str, Any]  # name -> NumPy array; read, and refused, when it is asked for
 TOWER = "clip_vision."  # before the names of the image encoder's tensors
@@ -53,20 +53,25 @@ def take(state: State, name: str, file: str) -> np.ndarray:
     return np.asarray(state[name], np.float32)
 
 
-def read_offsets(state: State, file: str) -> Factors:
-    """Rank-3 factors of every offset network in a checkpoint (weight_offsets.pt or unet.pt).
+def read_networks(state: State, file: str) -> Networks:
+    """Every offset network in a checkpoint (weight_offsets.pt or unet.pt), by the kernel's name here.
 
     Errors: `UserError` when there is none, or one is incomplete.
     """
     owners = sorted({match[1] for name in state if (match := re.fullmatch(r"(.+\.wo_[qkv])\.v", name))})
     if not owners:
         raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
-    factors = {}
+    networks = {}
     for owner in owners:
         network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
         path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
-        factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = _network_factors(network)
-    return factors
+        networks[re.sub(r"wo_([qkv])$", r"to_\1", path)] = network
+    return networks
+
+
+def factors_of(networks: Networks) -> Factors:
+    """Rank-3 factors of each of them."""
+    return {name: _network_factors(network) for name, network in networks.items()}
 
 
 def read_encoder(state: State, file: str) -> Params:
