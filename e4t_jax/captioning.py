@@ -47,7 +47,7 @@ def caption_error(
     z_t = add_noise(method.schedule, z0, noise, t)
     target = training_target(method.schedule, z0, noise, t)
     unet = effective_unet(Trainable(), frozen)
-    word = add_to_domain_word(method, Trainable(), frozen, predict_of_one(method, frozen, unet, z_t, t, clip)).embedding
+    word = add_to_domain_word(method, Trainable(), frozen, predict_of_one(method, frozen, unet, z_t, t=t, clip=clip)).embedding
 
     def error(ids: Int[Array, " length"], placeholder: Bool[Array, " length"]) -> Float[Array, " draws"]:
         own_ids, own_placeholder = (jnp.broadcast_to(part, (draws, *part.shape)) for part in (ids, placeholder))
@@ -80,7 +80,7 @@ def read_scene(
     2 media + places captions are tried instead of media × places. The first guess may be off, where the first place is
     wrong; places are told apart even then.
     """
-    error = caption_error(method, frozen, latents, clip, key, draws)
+    error = caption_error(method, frozen, latents, clip, key=key, draws=draws)
     media, places = ids.shape[:2]
 
     def attempt(errors: Array, turn: Array) -> tuple[Array, None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ class Concept(NamedTuple):
     trainable: Trainable  # what was tuned
     folded: Float[Array | np.ndarray, " clip_width"]  # all that the encoder's prediction owes to the picture (`objective.fold`)
     origin: str = ""  # a checksum of picture and settings: the same again would give this concept
+    tuning: Mapping[str, Any] | None = None  # plain data: `TuneSettings.used`, captions with weights, a checksum of the picture
 
     def __repr__(self) -> str:
         numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))

@@ -23,16 +23,16 @@ from PIL import Image
 
 from e4t_jax.bases import Base, LoadedBase, Params
 from e4t_jax.concept import Concept
-from e4t_jax.data.images import PictureLike, read_image
+from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, make_method
 from e4t_jax.offsets import Factors, Networks
-from e4t_jax.process import draw_noise
-from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept
+from e4t_jax.sample import Drawing, DrawnConcept, SampleSettings, draw_concept, draw_prompt_noise
 from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
-from e4t_jax.templates import scene_captions
+from e4t_jax.templates import heaviest_captions, scene_captions
 from e4t_jax.tuning.batching import over
 from e4t_jax.tuning.kept_programs import static_fields
 from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
@@ -61,6 +61,7 @@ class Domain:
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
     image_encoder: str | None = None  # name of CLIP's, where the base brings none
     clip_features: str = "layers"  # what of CLIP's the encoder sees
+    clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
     networks: Callable[[], Networks] | None = None  # reads the networks that the factors were made of, where an import kept them
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
@@ -201,7 +202,7 @@ class Domain:
         track: Track = iter,
         **changes: Any,
     ) -> UInt8[np.ndarray, "concepts prompts h w 3"]:
-        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone.
+        """Every concept in every prompt, uint8 RGB; noise depends on seed and prompt alone (`sample.draw_prompt_noise`).
 
         `to_pil` makes Pillow pictures of the result; h = w = `base.image_size` pixels.
 
@@ -243,7 +244,7 @@ class Domain:
         Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        run = self.drawing(self.tokenize(prompts), settings)
+        run = self.drawing(prompts, settings)
 
         def own(concept: Concept) -> tuple[Outcome[np.ndarray], DrawnConcept | None]:
             if concept.domain != self.fingerprint:
@@ -268,25 +269,25 @@ class Domain:
         Errors: `UserError` as `generate`.
         """
         settings = _changed(settings or SampleSettings(), changes)
-        ids, placeholder = self.tokenize(prompts)
-        tokens = TokenizedPrompts(ids, np.zeros_like(placeholder))
-        run = self.drawing(tokens, settings)
-        run = dataclasses.replace(run, frozen=self.frozen._replace(factors=None))
+        run = self.drawing(prompts, settings)
+        plain = self.frozen._replace(factors=None)
+        run = dataclasses.replace(run, frozen=plain, placeholder=jnp.zeros_like(run.placeholder))
         own = DrawnConcept(Trainable(), np.zeros(self.base.clip_width, np.float32))
         ((_, made),) = over(draw_concept, run, [(None, own)], 1, lower="prompts")
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 
-    def drawing(self, tokens: TokenizedPrompts, settings: SampleSettings) -> Drawing:
+    def drawing(self, prompts: Sequence[str], settings: SampleSettings) -> Drawing:
         """What `sample.draw_concept` needs beside a concept.
 
         Args:
-            tokens: The prompts, as `tokenize` gives them.
+            prompts: As in `generate`.
             settings: How pictures are drawn.
 
-        Errors: `UserError` for settings out of range and an unknown sampler.
+        Errors: `UserError` as `generate`, for what concerns all concepts.
         """
         settings.check()
-        noise_key, step_key = jax.random.split(jax.random.key(settings.seed))
+        tokens = self.tokenize(prompts)
+        noise = draw_prompt_noise(settings.seed, prompts, self.base.latent_shape)
         return Drawing(
             method=self.method,
             sampler=self.sampler(settings),
@@ -294,9 +295,9 @@ class Domain:
             vae=self.params["vae"],
             ids=jnp.asarray(tokens.ids),
             placeholder=jnp.asarray(tokens.placeholder),
-            noise=draw_noise(noise_key, (len(tokens.ids), *self.base.latent_shape)),
+            noise=noise.start,
+            keys=noise.keys,
             guidance=self.guidance if settings.guidance is None else settings.guidance,
-            key=step_key,
         )
 
     def sampler(self, settings: SampleSettings) -> Sampler:
@@ -339,13 +340,23 @@ class Tuning:
         framing = self.recipe.framing(self.settings.seed)
         use_mask = self.settings.mask != "none" and self.settings.recipe != "public"
         try:
+            image = local_path(image, "images") if isinstance(image, str | Path) else image
             picture, found = read_image(image, self.domain.base.image_size, use_mask=use_mask, place=framing.place)
             if found is None and self.settings.mask == "file":
                 raise UserError(f"{name} has none; give it an alpha channel or a NAME.mask.png beside it, or leave it.", "mask")
+            squash = self.domain.clip_squash
+            whole = None if squash is None else read_whole(image, squash)
         except UserError as error:
             return Outcome(name, error=error), None
-        own = picture_input(np.ascontiguousarray(picture[:, ::-1]) if framing.is_mirrored else picture, found, tokens)
-        return Outcome(name, origin=self._origin(own, caption)), own
+        own = picture_input(np.ascontiguousarray(picture[:, ::-1]) if framing.is_mirrored else picture, found, tokens, whole)
+        source = {"caption": caption, "picture": f"{own.checksum:08x}"}
+        return Outcome(name, origin=self._origin(own, caption), source=source), own
+
+    def example(self, tokens: Prompts | None = None) -> PictureInput:
+        """A picture of the shapes that `read` gives, for programs that are compiled before there is one; `tokens` as in `read`."""
+        size, squash = self.domain.base.image_size, self.domain.clip_squash
+        whole = None if squash is None else np.zeros((squash, squash, 3), np.float32)
+        return picture_input(np.zeros((size, size, 3), np.float32), None, tokens, whole)
 
     def shared(self, *, reads: bool) -> Personalising:
         """What `personalise` needs beside a picture; `reads` where captions are read off the pictures."""
@@ -359,7 +370,7 @@ class Tuning:
             frozen=self._frozen(),
             encoders=Encoders(domain.params["vae"], domain.params["image_encoder"]),
             captions=captions,
-            key=jax.random.key(self.settings.seed),
+            key=jax.random.key(self.settings.seed, impl="threefry2x32"),
             recipe=self.recipe,
         )
 
@@ -382,13 +393,25 @@ class Tuning:
             return dataclasses.replace(
                 outcome, error=UserError(f"{outcome.name} came out not finite; lower it or the steps.", "learning_rate")
             )
+        given, weights = outcome.source.get("caption"), made.caption_weights
+        captions = [] if weights is None else heaviest_captions(self.domain.template, np.asarray(weights))
+        captions = captions if given is None else [{"caption": given, "weight": 1.0}]
         assert self.settings.scope is not None  # they are filled
-        concept = Concept(outcome.name, self.settings.scope, self.domain.fingerprint, made.trainable, made.folded, outcome.origin)
+        concept = Concept(
+            name=outcome.name,
+            scope=self.settings.scope,
+            domain=self.domain.fingerprint,
+            trainable=made.trainable,
+            folded=made.folded,
+            origin=outcome.origin,
+            tuning={**self.settings.used(self.recipe), **outcome.source, "captions": captions},
+        )
         return dataclasses.replace(outcome, result=concept)
 
     def _origin(self, own: PictureInput, caption: str | None) -> str:
         """A checksum of all that a concept follows from."""
-        pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in (own.picture, own.mask)]
+        parts = (own.picture, own.mask, *(() if own.whole is None else (own.whole,)))
+        pixels = [digest(np.ascontiguousarray(part).tobytes()) for part in parts]
         recipe = self.recipe
         source = {
             "scope": self.settings.scope,

@@ -31,11 +31,19 @@ def core_count() -> int:
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> float:
-    """Bytes free on each of some devices of one kind; a CPU's devices share the machine's memory."""
+    """Bytes free on each of some devices of one kind; a CPU's devices share the machine's memory.
+
+    Infinite for an accelerator whose allocator does not say: there, running out is the answer (`is_out_of_memory`).
+    """
     stats = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in one for one in stats):
         return min(one["bytes_limit"] - one["bytes_in_use"] for one in stats)
-    return free_on_host() / len(devices)
+    return free_on_host() / len(devices) if devices[0].platform == "cpu" else math.inf
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host or a device has no more memory to give."""
+    return isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
 
 
 def free_on_host() -> float:

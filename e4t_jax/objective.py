@@ -284,7 +284,7 @@ def mean_prediction(
     """A domain's E of one picture, the mean over a draw of timestep and noise from `key` for each of its views."""
     t, noise = draw_timesteps_and_noise(method, len(latents), key)
     unet, z_t = effective_unet(Trainable(), frozen), add_noise(method.schedule, latents, noise, t)
-    return predict_of_one(method, frozen, unet, z_t, t, clip).mean(axis=0)
+    return predict_of_one(method, frozen, unet, z_t, t=t, clip=clip).mean(axis=0)
 
 
 def e4t_loss_at(

@@ -46,6 +46,7 @@ def load(target: str) -> Any:
 
 register("base", "creatures", f"{_WORLD}.shipped:base_folder")
 register("domain", "creatures", f"{_WORLD}.shipped:domain_folder")
+register("domain", "faces", "e4t_jax.interop.e4t_diffusion.public_domains:faces_folder")
 register("architecture", "StableDiffusionPipeline", "e4t_jax.bases.stable_diffusion.folder:open_folder")
 for _name in ("creatures", "fish"):
     register("data", _name, f"{_WORLD}.world.dataset:open_{_name}")

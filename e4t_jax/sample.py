@@ -13,18 +13,22 @@ The empty prompt's pass serves guidance and features at once, so a step costs tw
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Bool, Float, Int, Key
 
-from e4t_jax.arrays import Array
+from e4t_jax.arrays import Array, same_generator
 from e4t_jax.bases.protocol import Params
 from e4t_jax.checks import Guidance, SamplingSteps, Seed, check_ranges
 from e4t_jax.objective import Frozen, Method, Trainable, concept_word, effective_unet, empty_states, own_reader, prompt_states
+from e4t_jax.process import draw_noise
 from e4t_jax.samplers import Sampler
 
 
@@ -57,8 +61,38 @@ class Drawing:
     ids: Int[Array, "prompts length"]
     placeholder: Bool[Array, "prompts length"]
     noise: Float[Array, "prompts height width channels"]
+    keys: Key[Array, " prompts"]  # of noise added on the way
     guidance: float | Float[Array, ""]
-    key: PRNGKeyArray
+
+
+class PromptNoise(NamedTuple):
+    """What is random in the pictures of some prompts."""
+
+    start: Float[Array, "prompts height width channels"]
+    keys: Key[Array, " prompts"]  # of noise added on the way
+
+
+def draw_prompt_noise(seed: int, prompts: Sequence[str], latent_shape: tuple[int, int, int]) -> PromptNoise:
+    """Each prompt's own noise, by seed, text and how often the same text came before:
+
+        start key, key = split(fold_in(fold_in(key(seed), checksum(prompt)), occurrence))
+
+    So it does not depend on which prompts are drawn together, nor on their order.
+
+    Args:
+        seed: Of all the noise.
+        prompts: The prompts' texts.
+        latent_shape: (height, width, channels) of the start.
+    """
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        own = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), zlib.crc32(prompt.encode()))
+        keys.append(jax.random.fold_in(own, seen[prompt]))
+        seen[prompt] += 1
+    with same_generator():
+        starts, ways = jax.vmap(jax.random.split, out_axes=1)(jnp.stack(keys))
+        return PromptNoise(jax.vmap(lambda key: draw_noise(key, latent_shape))(starts), ways)
 
 
 class DrawnConcept(NamedTuple):
@@ -89,7 +123,7 @@ def sample_latents(
         conditional = method.base.denoise(unet, z, t, text)[0]
         return sampler.step(state, unconditional + run.guidance * (conditional - unconditional), i), word
 
-    state, words = jax.lax.scan(call, sampler.init(run.noise, run.key), jnp.arange(len(sampler.timesteps)))
+    state, words = jax.lax.scan(call, sampler.init(run.noise, run.keys), jnp.arange(len(sampler.timesteps)))
     return state.latents, words
 
 

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Num, PRNGKeyArray
+from jaxtyping import Float, Int, Key, Num
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.scheduler_config import LIMITED, SCHEDULERS, limit_of, noise_schedule
@@ -40,7 +40,7 @@ class SamplerState(NamedTuple):
 
     latents: Float[Array, "batch height width channels"]
     past: tuple[Float[Array, "batch height width channels"], ...] = ()
-    key: PRNGKeyArray | None = None
+    keys: Key[Array, " batch"] | None = None
 
 
 @struct.dataclass
@@ -51,7 +51,7 @@ class Sampler:
         def call(state, i):
             output = model(state.latents, dpm.timesteps[i])
             return dpm.step(state, output, i), None
-        state, _ = jax.lax.scan(call, dpm.init(noise, key), jnp.arange(len(dpm.timesteps)))
+        state, _ = jax.lax.scan(call, dpm.init(noise, keys), jnp.arange(len(dpm.timesteps)))
 
     Call i shows the model latents at the level (`alpha`, `sigma`)[i] and takes them to (`next_alpha`, `next_sigma`)[i].
     """
@@ -63,8 +63,8 @@ class Sampler:
     next_sigma: Float[Array, "calls"]
     prediction_type: str = struct.field(pytree_node=False)
 
-    def init(self, noise: Float[Array, "batch height width channels"], key: PRNGKeyArray | None = None) -> SamplerState:
-        """The state before the first call, from noise ~ N(0, 1); `key` is for noise added on the way."""
+    def init(self, noise: Float[Array, "batch height width channels"], keys: Key[Array, " batch"] | None = None) -> SamplerState:
+        """The state before the first call, from noise ~ N(0, 1); `keys`, one a picture, are for noise added on the way."""
         raise NotImplementedError
 
     def step(
@@ -86,17 +86,17 @@ class Ddim(Sampler):
     fresh: Float[Array, "calls"]
     stochastic: bool = struct.field(pytree_node=False)
 
-    def init(self, noise, key=None):
-        if self.stochastic and key is None:
-            raise ValueError("this sampler adds noise on the way: init(noise, key) needs a key")
-        return SamplerState((self.start * noise).astype(noise.dtype), key=key)
+    def init(self, noise, keys=None):
+        if self.stochastic and keys is None:
+            raise ValueError("this sampler adds noise on the way: init(noise, keys) needs a key for each picture")
+        return SamplerState((self.start * noise).astype(noise.dtype), keys=keys)
 
     def step(self, state, output, i):
         z = state.latents
         clean, noise = clean_and_noise(self.prediction_type, z, output, self.alpha[i], self.sigma[i])
         moved = self.next_alpha[i] * clean + self.kept[i] * noise
         if self.stochastic:
-            moved += self.fresh[i] * draw_noise(jax.random.fold_in(state.key, i), z.shape)
+            moved += self.fresh[i] * jax.vmap(lambda key: draw_noise(jax.random.fold_in(key, i), z.shape[1:]))(state.keys)
         return state._replace(latents=moved.astype(z.dtype))
 
 
@@ -111,7 +111,7 @@ class DpmSolver2M(Sampler):
 
     extrapolation: Float[Array, "calls"]
 
-    def init(self, noise, key=None):
+    def init(self, noise, keys=None):
         return SamplerState(noise, past=(jnp.zeros_like(noise),))
 
     def step(self, state, output, i):
@@ -132,7 +132,7 @@ _ADAMS = np.array([[24, 0, 0, 0], [12, 12, 0, 0], [36, -12, 0, 0], [46, -32, 10,
 class Pndm(Sampler):
     """DDIM's step with e = Σ_k a_k e_{i-k}, a linear multistep estimate, for the model's output."""
 
-    def init(self, noise, key=None):
+    def init(self, noise, keys=None):
         return SamplerState(noise, past=(jnp.zeros_like(noise),) * 4)
 
     def step(self, state, output, i):

@@ -37,6 +37,7 @@ except ImportError:  # Windows has none: there, files are whole, but two writers
     fcntl = None  # type: ignore[assignment]
 
 from e4t_jax.errors import UserError, reason_of
+from e4t_jax.files.places import refuse_address
 
 FORMAT = 3  # of concepts and domains; 1 had no checksum, 2 no quantised factors
 _SPARE = 2**20  # bytes left free beside what is written
@@ -52,21 +53,33 @@ def write_file(path: Path, content: bytes | str) -> Path:
     return Path(path)
 
 
-def write_files(contents: Mapping[Path, bytes | str]) -> None:
+def user_cache() -> Path:
+    """The folder of this user for what can be made again: `$XDG_CACHE_HOME/e4t-jax`, as a rule `~/.cache/e4t-jax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e4t-jax"
+
+
+def write_files(contents: Mapping[Path, bytes | str | Path]) -> None:
     """Writes files that belong together: all of them, or, when one cannot be written, none; the last is renamed last.
+
+    Content that is a `Path` is a file on the same disk, made before: it is moved to its place.
 
     Errors: `UserError` as `write_file`.
     """
     contents = {Path(path): content for path, content in contents.items()}
+    for place in contents:
+        refuse_address(place)
     temporary: dict[Path, str] = {}
     path = None
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
+            if isinstance(content, Path):
+                temporary[path] = str(content)
+            else:
+                handle, temporary[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+            with open(temporary[path], "rb+") as file:
                 os.fsync(file.fileno())
             os.chmod(temporary[path], 0o666 & ~_umask())
             if path.is_dir():
@@ -176,6 +189,7 @@ def check_writable(folder: Path, *, argument: str = "out", needed: int = 0) -> P
     Errors: `UserError` when it cannot.
     """
     folder = Path(folder)
+    refuse_address(folder, argument)
     try:
         there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(parent))
         # In a folder of its own where it is to be made: its name may be what cannot be.
@@ -201,6 +215,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
     Errors: `UserError` when it cannot be made, or what is written in it fails; it names `beside`.
     """
+    refuse_address(beside)
     beside = Path(os.path.abspath(beside))
     folder = None
     made = [parent for parent in beside.parents if not parent.exists()]

@@ -1,6 +1,10 @@
 """Captions by kind of domain: prompts for pictures that have none, and the scenes that a bare picture may show."""
 
 import re
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from e4t_jax.errors import UserError
 from e4t_jax.words import PLACEHOLDER
@@ -123,6 +127,27 @@ SCENES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+_LEAST_WEIGHT = 0.005  # of a caption that is named
+
+
+# What a demonstration draws a concept in: as it is, elsewhere, in other media.
+SHOWCASE: dict[str, tuple[str, str, str, str]] = {
+    "neutral": ("a picture of *s", "a photo of *s in the snow", "a watercolor of *s", "a pencil sketch of *s"),
+    "object": ("a photo of *s", "a photo of *s on the beach", "a watercolor of *s", "a pencil sketch of *s"),
+    "face": ("a photo of *s", "a photo of *s in the snow", "an oil painting of *s", "a pencil sketch of *s"),
+    "art": (
+        "a painting of a house in the style of *s",
+        "a painting of a cat in the style of *s",
+        "a portrait in the style of *s",
+        "a painting of the sea in the style of *s",
+    ),
+    "creature": (
+        "a photo of *s in the snow",
+        "a cartoon of *s on the beach",
+        "a watercolor of *s in the forest",
+        "a pencil sketch of *s in space",
+    ),
+}
 PLAIN_ENGLISH = (
     "the an my one nice good cute small little large beautiful close up closeup picture image rendering depiction drawing "
     "painting portrait view of on in at with and by from for to is it this that new old day night morning evening "
@@ -150,6 +175,21 @@ def scene_captions(kind: str) -> list[list[str]]:
     templates(kind)
     media, places = SCENES[kind]
     return [[f"{medium} of {PLACEHOLDER} {place}".strip() for place in places] for medium in media]
+
+
+def heaviest_captions(kind: str, weights: Float[np.ndarray, "media places"], most: int = 8) -> list[dict[str, Any]]:
+    """Those of `scene_captions(kind)` that weigh something, the heaviest first: `{"caption": text, "weight": number}`.
+
+    Args:
+        kind: A key of `TEMPLATES`.
+        weights: One for each caption.
+        most: How many are named at most.
+
+    Errors: `UserError` for a kind that has no list.
+    """
+    captions = [caption for row in scene_captions(kind) for caption in row]
+    pairs = sorted(zip(np.ravel(weights).tolist(), captions, strict=True), reverse=True)
+    return [{"caption": caption, "weight": round(weight, 3)} for weight, caption in pairs[:most] if weight >= _LEAST_WEIGHT]
 
 
 def known_words() -> list[str]:

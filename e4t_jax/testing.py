@@ -45,7 +45,7 @@ def tiny_domain() -> Domain:
     trainable = init_trainable(make_method(base, "creature"), jax.random.key(1))
     factors = jax.tree.map(lambda leaf: leaf + 0.02 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)), trainable.factors)
     encoder = {**trainable.encoder, "final": jax.tree.map(lambda leaf: 50 * leaf, trainable.encoder["final"])}
-    return Domain("creatures", "creature", base, params, encoder, factors)
+    return Domain("creatures", "creature", base, params, encoder=encoder, factors=factors)
 
 
 class World(NamedTuple):

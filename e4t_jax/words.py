@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PLACEHOLDER = "*s"
+# What other tools read as weights, schedules or files in a prompt.
+_OTHER_SYNTAX = re.compile(
+    r"""\([^()]*[^\d\s()]\s*:\s*\d?\.?\d+\s*\)                 # (word:1.3): A1111, ComfyUI
+    | \(\([^()]+\)\)                                          # ((word)): A1111
+    | \([^()]*\)(?:\++|-+|\d*\.\d+)(?=[\s,.)]|$)              # (some words)+ and (some words)1.3: compel
+    | [^\s,()]+(?:\+\+|--)(?=[\s,.)]|$)                       # word++ and word--: compel
+    | \[[^\[\]]*:\s*\d*\.?\d+\s*\] | \[[^\[\]|]*\|[^\[\]]*\]  # [from:to:0.5] and [one|other]: A1111
+    | <(?:lora|lyco|hypernet|ti):[^<>]*> | \bembedding:\S+    # files: A1111, SD.Next; ComfyUI
+    """,
+    re.VERBOSE,
+)
 
 
 class TokenizedPrompts(NamedTuple):
@@ -98,6 +109,15 @@ def tokenize(
         ids[row, : len(tokens)] = tokens
         marks[row, places] = True
     return TokenizedPrompts(ids, marks)
+
+
+def other_syntax(prompts: Sequence[str]) -> str | None:
+    """The first piece of these prompts that other tools read as a weight or a file, and that is plain text here; None without one.
+
+    "(*s:1.3)", "*s++", "[a:b:0.5]", "<lora:x:1>": the syntaxes of A1111, ComfyUI and compel.
+    """
+    found = (match[0] for prompt in prompts for match in _OTHER_SYNTAX.finditer(prompt))
+    return next(found, None)
 
 
 def inject(

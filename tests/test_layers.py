@@ -11,7 +11,7 @@ ROOT = Path(e4t_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below it.
 LAYERS = [
     ("errors", "registry", "arrays"),
-    ("storage", "checks", "machine", "files.quantisation", "tuning"),
+    ("storage", "checks", "machine", "files.quantisation", "files.places", "tuning"),
     ("process", "samplers", "encoder", "offsets", "words", "templates", "tuning.scopes", "bases"),
     ("objective", "sample", "image_inputs", "captioning"),
     ("training", "data"),
@@ -56,6 +56,20 @@ def test_every_layer_lists_what_is_there():
     there = {dotted(path).removeprefix("e4t_jax.") for path in MODULES}
     there |= {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in MODULES}
     assert set(HEIGHT) <= there
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short_and_calls_say_what_they_give(path):
+    """No function over 60 lines but drawings of the creatures' world, no call with more than 5 positional arguments."""
+    drawn = ROOT / "creatures" in path.parents
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not drawn:
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is long"
+        # Axes of an array, and operands of a kernel, have no names.
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            unnamed = name in ("reshape", "transpose") or any(isinstance(one, ast.Starred) for one in node.args)
+            assert unnamed or len(node.args) <= 5, f"line {node.lineno} calls {name} with {len(node.args)} positional arguments"
 
 
 def test_few_modules_lie_at_the_top():

@@ -10,6 +10,7 @@ from e4t_jax.bases import scheduler_config
 from e4t_jax.errors import UserError
 
 SHAPE = (2, 4, 4, 3)
+KEYS = jax.random.split(jax.random.key(0), SHAPE[0])
 STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -39,7 +40,7 @@ def draw(seed, *shape):
 
 # The sampler is an argument: compiled once for each method, not once for each schedule.
 step = jax.jit(lambda sampler, state, output, i: sampler.step(state, output, i))
-fresh_noise = jax.jit(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), SHAPE))
+fresh_noise = jax.jit(jax.vmap(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), SHAPE[1:]), in_axes=(0, None)))
 
 
 def model_output(latents, call):
@@ -57,14 +58,14 @@ def perfect(schedule, z0):
     return answer
 
 
-def run(sampler, noise, answer, key=None):
+def run(sampler, noise, answer, keys=None):
     """All calls in one `lax.scan`; `answer(latents, alpha, sigma)` stands for the model."""
 
     def call(state, i):
         return sampler.step(state, answer(state.latents, sampler.alpha[i], sampler.sigma[i]), i), None
 
     calls = jnp.arange(len(sampler.timesteps))
-    return jax.jit(lambda noise: jax.lax.scan(call, sampler.init(noise, key), calls)[0].latents)(noise)
+    return jax.jit(lambda noise: jax.lax.scan(call, sampler.init(noise, keys), calls)[0].latents)(noise)
 
 
 def assert_same_steps(method, options, steps, monkeypatch):
@@ -73,8 +74,7 @@ def assert_same_steps(method, options, steps, monkeypatch):
     import diffusers
     from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
 
-    key = jax.random.key(3)
-    fresh = (np.array(fresh_noise(key, i)) for i in range(steps))
+    fresh = (np.array(fresh_noise(KEYS, i)) for i in range(steps))
     monkeypatch.setattr(ancestral, "randn_tensor", lambda *_, **__: torch.from_numpy(next(fresh)))
 
     reference = getattr(diffusers, IN_DIFFUSERS[method]).from_config(options)
@@ -87,7 +87,7 @@ def assert_same_steps(method, options, steps, monkeypatch):
         np.testing.assert_allclose(state.latents, latents, rtol=0, atol=1e-4 * np.abs(latents).max())
 
     noise = draw(0, *SHAPE)
-    state, latents = ours.init(jnp.asarray(noise), key), torch.from_numpy(noise) * reference.init_noise_sigma
+    state, latents = ours.init(jnp.asarray(noise), KEYS), torch.from_numpy(noise) * reference.init_noise_sigma
     for i, t in enumerate(reference.timesteps):
         shown = reference.scale_model_input(latents, t)
         check(state, shown)
@@ -138,7 +138,7 @@ def test_a_perfect_model_is_followed_to_its_picture_inside_a_scan_to_1e_4(method
     options = options | {"set_alpha_to_one": True, "timestep_spacing": "trailing"}
     schedule = scheduler_config.noise_schedule(options)
     z0, noise = draw(1, *SHAPE), draw(2, *SHAPE)
-    result = run(samplers.sampler(schedule, method, 20), noise, perfect(schedule, z0), jax.random.key(0))
+    result = run(samplers.sampler(schedule, method, 20), noise, perfect(schedule, z0), KEYS)
     np.testing.assert_allclose(result, z0, rtol=0, atol=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_ancestral_noise_comes_from_the_key_alone():
     sampler, noise = samplers.sampler(schedule, "euler-ancestral", 5), draw(0, *SHAPE)
 
     def result(seed):
-        state = sampler.init(noise, jax.random.key(seed))
+        state = sampler.init(noise, jax.random.split(jax.random.key(seed), len(noise)))
         for i in range(5):
             state = step(sampler, state, state.latents, i)
         return state.latents
@@ -187,7 +187,7 @@ def test_ancestral_noise_comes_from_the_key_alone():
 @pytest.mark.parametrize("method", samplers.METHODS)
 def test_half_precision_latents_stay_half_precision(method):
     sampler = samplers.sampler(STABLE_DIFFUSION, method, 3)
-    result = run(sampler, jnp.asarray(draw(0, *SHAPE), jnp.bfloat16), lambda z, alpha, sigma: z, jax.random.key(0))
+    result = run(sampler, jnp.asarray(draw(0, *SHAPE), jnp.bfloat16), lambda z, alpha, sigma: z, KEYS)
     assert result.dtype == jnp.bfloat16
 
 

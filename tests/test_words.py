@@ -97,6 +97,31 @@ def test_what_a_user_can_mend_is_said_in_one_line(tokenizer, prompt, options, me
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "piece"),
+    [
+        ("(*s:1.3) in the snow", "(*s:1.3)"),
+        ("a photo of *s++, oil", "*s++"),
+        ("a *s-- in fog", "*s--"),
+        ("(red *s)1.2 in fog", "(red *s)1.2"),
+        ("(red *s)+ in fog", "(red *s)+"),
+        ("[a cat:*s:0.5]", "[a cat:*s:0.5]"),
+        ("[red|blue] *s", "[red|blue]"),
+        ("((*s)) in fog", "((*s))"),
+        ("*s <lora:snow:0.8>", "<lora:snow:0.8>"),
+        ("embedding:venus in fog", "embedding:venus"),
+    ],
+)
+def test_weights_and_files_in_a_prompt_are_found(prompt, piece):
+    assert words.other_syntax(["a photo of *s", prompt]) == piece
+
+
+def test_plain_prompts_hold_no_weights():
+    every = [sentence for kind in templates.TEMPLATES for sentence in templates.templates(kind)]
+    plain = ["*s (oil on canvas)", "*s at (10:30)", "a *s -- in fog", "*s + a dog", "*s's house [detail]", "state-of-the-art *s"]
+    assert words.other_syntax([*every, *plain]) is None
+
+
 def test_a_domain_word_outside_the_vocabulary_is_an_error_even_as_one_unknown_token(tokenizer):
     with pytest.raises(UserError, match="not one token"):
         words.domain_token_id(tokenizer, "猫")

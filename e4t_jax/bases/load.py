@@ -17,14 +17,15 @@ from e4t_jax.bases.formats import read_json
 from e4t_jax.bases.hub import IMAGE_ENCODER, find_folder
 from e4t_jax.bases.protocol import Base, LoadedBase, Params
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+from e4t_jax.bases.stable_diffusion.folder import open_folder, survey_folder
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
+from e4t_jax.bases.stable_diffusion.random_weights import RANDOM
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
 from e4t_jax.machine import check_holds
 from e4t_jax.templates import known_words
 
-_RANDOM = "random:"
-_RANDOM_IMAGE_ENCODER = f"{_RANDOM}vit-h14"
+_RANDOM_IMAGE_ENCODER = f"{RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -45,16 +46,53 @@ def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tup
 
 def open_base(name: str, image_encoder: str | None = None, **policy: Any) -> LoadedBase:
     """`load_base` with what tells the base's weights from others, however they were cast."""
-    if name.startswith(_RANDOM):
+    if name.startswith(RANDOM):
         return LoadedBase(*random_base(name, image_encoder, **policy))
+    folder = base_folder(name)
+    return LoadedBase(*_reader_of(folder)(folder, image_encoder=_image_encoder_of(folder, image_encoder), **policy))
+
+
+def survey_base(name: str, image_encoder: str | None = None) -> LoadedBase:
+    """`open_base` with shapes in place of weights: each tensor is read, and what fingerprints read of it is kept.
+
+    Errors: `UserError` as `load_base`, and for a base of another architecture than Stable Diffusion's.
+    """
+    if name.startswith(RANDOM):
+        raise UserError(f"{name} has random weights; give a folder or a Hub id.", "base")
+    folder = base_folder(name)
+    if _reader_of(folder) is not open_folder:
+        raise UserError(f"{name} is no Stable Diffusion 1 or 2; give one.", "base")
+    return survey_folder(folder, _image_encoder_of(folder, image_encoder))
+
+
+def base_folder(name: str) -> Path:
+    """The folder of a base that ships with the package, is a folder, or lies on the Hub: then it is fetched.
+
+    Errors: `UserError` for a name that leads nowhere.
+    """
     shipped = registry.find("base", name)
-    folder = shipped() if shipped else find_folder(name, "base")
-    own = (folder / "image_encoder" / "config.json").exists()
-    if own and image_encoder is None:
-        return _open_folder(folder, None, policy)
-    # Asked for when the base was found to be whole: a folder that is none makes no connection.
-    find_image_encoder = partial(find_folder, image_encoder or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER)
-    return _open_folder(folder, find_image_encoder, policy)
+    return shipped() if shipped else find_folder(name, "base")
+
+
+def image_encoder_folder(name: str | None = None) -> Path:
+    """The folder of CLIP's image encoder, by folder or Hub id; the paper's where not given.
+
+    Errors: `UserError` for a name that leads nowhere.
+    """
+    return find_folder(name or _PAPERS_IMAGE_ENCODER, "image_encoder", IMAGE_ENCODER)
+
+
+def _image_encoder_of(folder: Path, name: str | None) -> str | Callable[[], Path] | None:
+    """What finds the image encoder of the base in a folder, or the name of a random one; None where it has its own, and no other
+    is asked for.
+
+    It is asked when the base was found to be whole: a folder that is none makes no connection.
+    """
+    if name is not None and name.startswith(RANDOM):
+        return name
+    if name is None and (folder / "image_encoder" / "config.json").exists():
+        return None
+    return partial(image_encoder_folder, name)
 
 
 def local_folder(name: str) -> Path | None:
@@ -76,7 +114,7 @@ def random_base(name: str, image_encoder: str | None = None, **policy: Any) -> t
 
 def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
     """`load_base` with shapes in place of weights: of a random base none is drawn."""
-    if not name.startswith(_RANDOM):
+    if not name.startswith(RANDOM):
         base, params = load_base(name, image_encoder, **policy)
         return base, jax.eval_shape(lambda: params)
     base = _geometry(name, image_encoder).with_policy(**policy)
@@ -84,15 +122,22 @@ def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any)
 
 
 def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
-    parts = (part.removeprefix(_RANDOM) for part in (name, image_encoder or _RANDOM_IMAGE_ENCODER))
+    eyes = image_encoder or _RANDOM_IMAGE_ENCODER
+    if not eyes.startswith(RANDOM):
+        raise UserError(f"{eyes} does not go with the base {name}; choose random:vit-l14 or random:vit-h14.", "image_encoder")
+    parts = (part.removeprefix(RANDOM) for part in (name, eyes))
     return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
 
 
-def _open_folder(folder: Path, image_encoder: Callable[[], Path] | None, policy: dict[str, Any]) -> LoadedBase:
+def _reader_of(folder: Path) -> Callable[..., Any]:
+    """What reads a base of the architecture that model_index.json names.
+
+    Errors: `UserError` for one that is not supported.
+    """
     index = folder / "model_index.json"
     kind = read_json(index).get("_class_name") if index.exists() else None
     read = registry.find("architecture", kind or "StableDiffusionPipeline")
     if read is None:
         known = ", ".join(registry.names("architecture"))
         raise UserError(f"{index} describes a {kind}, which is not supported; give a base of the kind {known}.")
-    return LoadedBase(*read(folder, image_encoder=image_encoder, **policy))
+    return read

@@ -46,5 +46,5 @@ def main(config: Config) -> None:
     check_writable(config.out)
     check_writable(config.work, argument="work")
     base, params = load_folder(config.start) if config.start else new_base(jax.random.key(config.training.seed))
-    train_base(base, params, config.training, config.out, config.work, progress, say)
+    train_base(base, params, config.training, out=config.out, work=config.work, track=progress, say=say)
     print(f"Wrote {config.out}")

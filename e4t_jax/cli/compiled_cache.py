@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+from e4t_jax.storage import user_cache
+
 _CACHE_BYTES = 2 * 2**30  # the programs used longest ago make room
 _UNFINISHED_FOR = 60  # seconds
 
@@ -17,7 +19,7 @@ def keep_compiled_programs() -> None:
 
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "e4t-jax" / "compiled"
+    folder = user_cache() / "compiled"
     forget_unfinished_programs(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,12 @@ from e4t_jax.creatures.judging.evaluation_report import evaluate, write_evaluati
 from e4t_jax.creatures.judging.judges import load_judges
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import load_domain
+from e4t_jax.files.reports import drawing_settings
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import check_writable
 from e4t_jax.tuning.tune import TuneSettings
 
-_KEPT = ("domain", "concepts", "prompts", "given", "pictures", "guidance", "split")  # in metrics.json, beside those of tuning
+_KEPT = ("domain", "concepts", "prompts", "given", "pictures", "sampling_steps", "split")  # in metrics.json, beside those of tuning
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ def main(config: Config) -> None:
         split=config.split,
         bars=lambda name: partial(progress, description=name),
     )
-    settings = {name: getattr(config, name) for name in _KEPT} | dataclasses.asdict(config.tuning.filled())
+    used = config.tuning.used(config.tuning.recipe_of(domain.regularisation))
+    drawn = drawing_settings(domain, drawing)
+    settings = {name: getattr(config, name) for name in _KEPT} | {name: drawn[name] for name in ("guidance", "sampling")} | used
     write_evaluation(config.out, evaluation, settings)
     print(json.dumps(evaluation.metrics, indent=2))

@@ -1,4 +1,4 @@
-"""Writes a concept for diffusers' PyTorch pipelines.
+"""Writes a concept for other tools: diffusers, ComfyUI, A1111, InvokeAI.
 
 e4t export --concept DIR/venus.safetensors --format diffusers|lora|embedding --out DIR
 """
@@ -12,24 +12,26 @@ from typing import Annotated, Literal
 from e4t_jax.cli.run import Command
 from e4t_jax.files.concept_files import load_concept
 from e4t_jax.files.domain_files import load_domain
-from e4t_jax.interop.diffusers import ERROR, RANK, export_concept
+from e4t_jax.interop.diffusers import export_concept
+from e4t_jax.interop.lora import ERROR, RANK
 from e4t_jax.storage import check_writable
 from e4t_jax.words import PLACEHOLDER
 
 
 @dataclass(frozen=True)
 class Config(Command):
-    """Export a concept: a whole model (diffusers), the U-Net's change (lora), or the word alone (embedding).
+    """Export a concept: a whole model (diffusers), the U-Net's change and the word (lora), or the word alone (embedding).
 
-    The word, predicted anew at every step here, becomes one constant: its mean along sampling trajectories.
+    The word, predicted anew at every step here, becomes one constant: its mean along sampling trajectories. README.md in the
+    folder says where each tool wants which file.
     """
 
     concept: Path
-    """Concept file that `e4t tune` wrote."""
+    """Concept file that `e4t tune` wrote; in A1111 and ComfyUI its name is the word."""
     out: Path
     """Folder to write."""
     format: Literal["diffusers", "lora", "embedding"] = "diffusers"
-    """diffusers: StableDiffusionPipeline.from_pretrained; lora: load_lora_weights; embedding: load_textual_inversion."""
+    """diffusers: StableDiffusionPipeline.from_pretrained; lora and embedding: diffusers, ComfyUI, A1111, InvokeAI, SD.Next."""
     domain: str = "creatures"
     """The domain that the concept was tuned in."""
     rank: Annotated[int, RANK] | None = None
@@ -37,7 +39,10 @@ class Config(Command):
     error: Annotated[float, ERROR] = 0.05
     """What a LoRA may miss: the relative error of its update, over all kernels; 0 for a full rank."""
     token: str = PLACEHOLDER
-    """The concept's word in PyTorch's prompts; give each its own, such as <venus>, to use several exports in one pipeline."""
+    """The concept's word in diffusers' prompts; give each its own, such as <venus>, to use several exports in one pipeline."""
+    add_token: bool = True
+    """Of a whole model: its tokenizer knows the token; without, the word lies beside the base's own tokenizer and text encoder,
+    which converters to a single file ask for."""
     dtype: Literal["float16", "float32"] = "float16"
     """Precision of the weights."""
 
@@ -53,10 +58,9 @@ def main(config: Config) -> None:
         rank=config.rank,
         error=config.error,
         token=config.token,
+        add_token=config.add_token,
         dtype=config.dtype,
     )
-    if exported.token is None:
-        missed = f"rank {exported.rank}: it misses {exported.error:.2%} of the change"
-        print(f"Wrote {config.out}, {missed}; load its embedding beside it.")
-    else:
-        print(f"Wrote {config.out}; the prompt word is {exported.token}")
+    print(f"Wrote {', '.join(exported.files)} and README.md to {config.out}; the word is {exported.token} in diffusers")
+    if exported.error is not None:
+        print(f"The LoRA has rank {exported.rank}: it misses {exported.error:.2%} of the change")

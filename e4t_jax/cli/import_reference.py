@@ -1,6 +1,6 @@
 """Turns a checkpoint of the public PyTorch implementation of E4T into a domain, or into a domain and a concept.
 
-e4t import-reference --reference DIR --base HUB_ID|DIR --out DOMAIN
+e4t import-reference --reference HUB_ID|DIR --out DOMAIN
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from e4t_jax.interop.e4t_diffusion import import_checkpoint
 class Config(Command):
     """Import weight_offsets.pt, encoder.pt and config.json of the public PyTorch implementation (needs PyTorch)."""
 
-    reference: Path
-    """Folder of the checkpoint; one with pretrained_args in its config.json is a tuned concept."""
-    base: str
-    """The base model it was trained on: a Hub id or a diffusers folder."""
+    reference: str
+    """Hub id or folder of the checkpoint; one with pretrained_args in its config.json is a tuned concept."""
     out: Path
     """Folder of the domain to write; CLIP's image encoder, where the checkpoint contains it, is kept in it."""
+    base: str | None = None
+    """The base model it was trained on, a Hub id or a diffusers folder; the one that its config.json names where not given."""
+    revision: str | None = None
+    """Of a Hub id: the branch, tag or commit to take."""
     image_encoder: str | None = None
     """CLIP's, for a checkpoint that does not contain it: Hub id or folder; OpenCLIP's ViT-H/14 where not given."""
     image: Path | None = None
-    """For a tuned checkpoint: the picture it was tuned on; the concept is named after it."""
+    """For a tuned checkpoint: the picture it was tuned on, after which the concept is named. Where not given, domain.png beside it,
+    and the concept has the name of the checkpoint's folder."""
     open_clip: Literal["before-2.23", "2.23-or-later"] = "before-2.23"
-    """The version of OpenCLIP that the checkpoint was trained with: from 2.23 on it norms all tokens, before the first alone."""
+    """The version of OpenCLIP that the checkpoint was trained with: from 2.23 on it norms all tokens, before the first alone. No
+    checkpoint tells; the public one for faces is older."""
 
 
 def main(config: Config) -> None:
@@ -36,6 +40,7 @@ def main(config: Config) -> None:
         config.reference,
         config.base,
         config.out,
+        revision=config.revision,
         image_encoder=config.image_encoder,
         image=config.image,
         open_clip=config.open_clip,

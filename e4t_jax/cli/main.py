@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+
+from e4t_jax.cli.streams import ends_with_its_reader
 
 # Command -> (module in this folder, what it does).
 COMMANDS = {
@@ -21,6 +24,7 @@ COMMANDS = {
 }
 
 
+@ends_with_its_reader()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads the command's name and hands the rest on."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -34,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if name not in COMMANDS:
-        sys.exit(f"Error: {name!r} is no command; choose one of {', '.join(COMMANDS)}.")
+        near = get_close_matches(name, COMMANDS, 1)
+        nearest = f"the nearest is {near[0]}; " if near else ""
+        sys.exit(f"Error: {name!r} is no command; {nearest}choose one of {', '.join(COMMANDS)}.")
     # On demand: importing JAX takes seconds, which a list of commands should not.
     from importlib import import_module
 

@@ -15,7 +15,7 @@ from e4t_jax.cli.cores import use_all_cores
 from e4t_jax.cli.progress import say, steps_bar
 from e4t_jax.cli.run import Inline, NetworkCommand, value_of
 from e4t_jax.cli.signals import stop_on_request
-from e4t_jax.errors import Stopped
+from e4t_jax.errors import Stopped, UserError
 from e4t_jax.files.domain_files import save_domain
 from e4t_jax.pretraining.pretrain import pretrain
 from e4t_jax.pretraining.settings import DomainSettings, preset_of
@@ -37,7 +37,7 @@ class Config(NetworkCommand):
     data: str = "creatures"
     """Pictures: creatures, fish, tfds:NAME, folder:DIR, cache:DIR that `e4t cache` wrote, or a source's MODULE:FUNCTION."""
     work: Path | None = None
-    """Folder for data sets and checkpoints of this run alone; outputs/pretrain/ and the name of --out where not given."""
+    """Folder for data sets and checkpoints of this run alone; outputs/pretrain/NAME for an --out called NAME where not given."""
     resume: bool = False
     """Go on from the latest checkpoint in --work, or start where there is none yet."""
     profile: bool = False
@@ -91,6 +91,10 @@ def _pretrain(config: Config, first: bool) -> None:
             if first:
                 say(f"Stopped as asked, after saving step {stopped.step} in {work}; the same command with --resume goes on.")
             return
+        except UserError as error:
+            if error.argument == "work" and config.work is None:  # it follows from --out
+                raise UserError(error.message, "out") from None
+            raise
     if first:
         save_domain(config.out, domain)
         print(f"Wrote {config.out}")

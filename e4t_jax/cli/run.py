@@ -8,14 +8,18 @@ import io
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_origin, get_type_hints
 
 import tyro
 
 from e4t_jax.checks import check_ranges
 from e4t_jax.cli.compiled_cache import keep_compiled_programs
-from e4t_jax.cli.parse_errors import line_of_box, unknown_words
+from e4t_jax.cli.parse_errors import Option, line_of_box, unknown_words
+from e4t_jax.cli.streams import ends_with_its_reader, is_unread
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
+from e4t_jax.machine import is_out_of_memory
 
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")
@@ -60,6 +64,7 @@ class NetworkCommand(Command):
         }
 
 
+@ends_with_its_reader()
 def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, program: str | None = None) -> None:
     """Reads the command line into `main`'s one dataclass argument and calls it; a mistake ends with one line and status 1."""
     import jax
@@ -74,19 +79,38 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
         keep_compiled_programs()
     try:
         check_ranges(config)
-        main(config)
+        main(with_local_paths(config))
     except UserError as error:
         end(f"Error: {in_flags(error, config_type)}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         end(f"Error: out of memory; lower {_lowers_memory(config_type)}.")
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and is_unread():
+            raise
         # Whatever no file's own reader or writer foresaw.
         where = f"{str(error.filename)[:200]}: " if error.filename else ""
         end(f"Error: {UserError(f'{where}{error.strerror or error}; check the path and the disk.')}")
     except KeyboardInterrupt:
         end("Stopped.")
+
+
+def with_local_paths(config: Any) -> Any:
+    """A configuration with its paths as `local_path` has them, those in settings that it takes whole among them.
+
+    Errors: `UserError` as `local_path`, naming the field.
+    """
+
+    def local(name: str, value: Any) -> Any:
+        if isinstance(value, Path):
+            return local_path(value, name)
+        if isinstance(value, tuple):
+            return tuple(local(name, one) for one in value)
+        return with_local_paths(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return dataclasses.replace(config, **{name: local(name, value) for name, value in values.items()})
 
 
 def value_of(arguments: Sequence[str], flag: str) -> str | None:
@@ -112,9 +136,9 @@ def parse(config_type: type, arguments: Sequence[str] | None, program: str | Non
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        sys.exit(f"Error: {line_of_box(report.getvalue())}; see --help.")
+        sys.exit(f"Error: {line_of_box(report.getvalue(), _options(config_type, arguments))}; see --help.")
     if unknown:
-        sys.exit(f"Error: {unknown_words(unknown)}; see --help.")
+        sys.exit(f"Error: {unknown_words(unknown, _options(config_type, arguments))}; see --help.")
     return config
 
 
@@ -123,6 +147,22 @@ def in_flags(error: UserError, config_type: type) -> str:
     if error.argument not in _field_names(config_type):
         return str(error)
     return f"--{error.argument.replace('_', '-')}: {error.message}"
+
+
+def _options(config_type: type, arguments: Sequence[str] | None) -> list[Option]:
+    """The command's options as a mistaken command line is told of them."""
+    found: list[Option] = []
+    hints = get_type_hints(config_type)
+    for field in dataclasses.fields(config_type):
+        kind = hints[field.name]
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            found += _options(kind, arguments)
+            continue
+        flag = f"--{field.name.replace('_', '-')}"
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        lacks = required and value_of(sys.argv[1:] if arguments is None else arguments, flag) is None
+        found.append(Option(flag, takes_many=get_origin(kind) is tuple, lacks=lacks))
+    return found
 
 
 def _field_names(config_type: type) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from e4t_jax.cli.progress import progress, raise_failures, say
 from e4t_jax.cli.run import Inline, NetworkCommand
 from e4t_jax.files.domain_files import load_domain
 from e4t_jax.files.picture_files import without_masks
+from e4t_jax.files.reports import TUNED, tuning_report
 from e4t_jax.files.resumable import check_pictures, tune_to_files
 from e4t_jax.storage import check_writable, to_json, write_file
 from e4t_jax.training.processes import Processes, is_first, joined, own_file
@@ -28,7 +28,7 @@ class Config(NetworkCommand):
     out: Path
     """Folder for the concept files."""
     domain: str = "creatures"
-    """Domain: "creatures", or a folder that `e4t pretrain` wrote."""
+    """Domain: "creatures", "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     resume: bool = False
@@ -54,13 +54,12 @@ def _tune(config: Config) -> None:
     tuned = tune_to_files(domain, pictures, config.out, config.tuning, caption=config.caption, resume=config.resume, track=bar)
     report = {
         "domain": config.domain,
-        **dataclasses.asdict(config.tuning.filled()),
-        "caption": config.caption,
+        **tuning_report(domain, config.tuning, tuned.captions, pictures, caption=config.caption),
         "seconds": round(tuned.seconds, 3),
         "bytes_per_concept": tuned.sizes,
         "failed": {name: str(error) for name, error in tuned.failed.items()},
     }
     if tuned.sizes:
-        write_file(own_file(config.out / "tune.json"), to_json(report))
+        write_file(own_file(config.out / TUNED), to_json(report))
         print(f"{len(tuned.sizes)} concepts are in {config.out} ({tuned.seconds:.1f} s, compilation included)")
     raise_failures(tuned.failed, tuned.asked, "pictures")

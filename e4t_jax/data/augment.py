@@ -25,7 +25,7 @@ def make_views(
         room = (zoom - 1.0) * jnp.array([height, width])
         shift = -room * jax.random.uniform(shift_key, (2,))
         view = jax.image.scale_and_translate(
-            layers, layers.shape, (0, 1), jnp.stack([zoom, zoom]), shift, "linear", antialias=False
+            layers, layers.shape, (0, 1), jnp.stack([zoom, zoom]), translation=shift, method="linear", antialias=False
         )
         return jnp.where(index % 2 == 1, view[:, ::-1], view)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from e4t_jax.errors import UserError, reason_of
+from e4t_jax.bases.stable_diffusion.bicubic import bicubic_weights
+from e4t_jax.data.colour import open_profile, to_srgb
+from e4t_jax.data.decoding import PictureLike, open_picture, sizes
+from e4t_jax.errors import UserError
 
-_FEWEST_PIXELS = 8
-_MOST_PIXELS = 170_000_000  # Pillow itself refuses a little more
-_WIDEST = 100  # times as long as it is wide
 _MASK = ".mask.png"
 _ORIGIN = "e4t origin"
-_LONGEST_REASON = 80  # characters of what another library says
-
-
-PictureLike = str | Path | Image.Image | np.ndarray  # a file, a Pillow picture, or its numbers: uint8, or floats in [0, 1]
+_GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")  # modes
 
 
 def read_image(
@@ -33,7 +30,7 @@ def read_image(
     The mask is `mask`, or NAME.mask.png beside a file, or else an alpha channel that is not opaque throughout; transparent
     parts are laid on white. The square holds the middle of the picture, or of what the mask leaves, as far as there is room.
     Without mask, `place` says where along the longer side it lies, from 0 to 1.
-    EXIF rotation is applied; palette, grey, CMYK, 16-bit and float pictures become RGB.
+    EXIF rotation is applied; palette, grey, CMYK, 16-bit and float pictures become RGB, and colours sRGB's by the profile.
 
     Errors: `UserError`, one line that names the file, when it is missing, empty, damaged, no picture, of a size or kind out of
     reason, or when its mask leaves nothing.
@@ -41,12 +38,8 @@ def read_image(
     if isinstance(source, str | Path) and is_mask(source):
         raise UserError(f"{source} is a mask, by its name; give the picture that it belongs to, or rename it.")
     name = _name_of(source, "the picture")
-    opened = _open(source, name)
-    rgba = _to_rgba(opened, name)
-    alpha = rgba.getchannel("A")
+    picture, alpha = _open_on_white(source, name)
     opaque = alpha.getextrema() == (255, 255)
-    # Laid on white only where there is something to lay: it rounds.
-    picture = (rgba if opaque else Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)).convert("RGB")
     if not use_mask:
         if place is None:
             return _to_floats(_square(picture, size)), None
@@ -58,9 +51,9 @@ def read_image(
         mask = mask_beside(source)
     if mask is not None:
         mask_name = _name_of(mask, f"the mask of {name}")
-        alpha = _to_mask(_open(mask, mask_name), mask_name)
+        alpha = _to_mask(open_picture(mask, mask_name), mask_name)
         if alpha.size != picture.size:
-            raise UserError(f"{mask_name} is {_sizes(alpha)}, {name} is {_sizes(picture)}; make them the same size.")
+            raise UserError(f"{mask_name} is {sizes(alpha)}, {name} is {sizes(picture)}; make them the same size.")
     elif opaque:
         return _to_floats(_square(picture, size)), None
     box = alpha.point(lambda value: 255 * (value >= 128)).getbbox()
@@ -71,6 +64,21 @@ def read_image(
     if covered.max() < 0.5:
         raise UserError(f"The mask of {name} leaves nothing at {size}×{size} pixels; crop the picture to the concept.")
     return _to_floats(_square(picture, size, centre)), covered
+
+
+def read_whole(source: PictureLike, size: int) -> Float[np.ndarray, "size size 3"]:
+    """A whole picture squashed to a square, nothing cropped, as the public PyTorch code shows one to CLIP: about [-1, 1].
+
+    Bicubic with aligned corners and without antialiasing, from all its pixels; what that overshoots is kept.
+
+    Errors: `UserError` as `read_image`.
+    """
+    pixels = np.asarray(_open_on_white(source, _name_of(source, "the picture"))[0])
+    rows, columns = (bicubic_weights(length, size) for length in pixels.shape[:2])
+    # A new pixel is a sum of 16 old ones: of a large picture, most rows and columns are in none.
+    used_rows, used_columns = (np.flatnonzero(weights.any(axis=0)) for weights in (rows, columns))
+    used = np.asarray(pixels[np.ix_(used_rows, used_columns)], np.float32) / 127.5 - 1
+    return np.einsum("yh,xw,hwc->yxc", rows[:, used_rows], columns[:, used_columns], used, optimize=True)
 
 
 def is_mask(path: str | Path) -> bool:
@@ -87,63 +95,42 @@ def _name_of(source: PictureLike, otherwise: str) -> str:
     return str(source) if isinstance(source, str | Path) else otherwise
 
 
-def _open(source: PictureLike, name: str) -> Image.Image:
-    """A picture that is decoded, turned as its EXIF says, and of a size within reason."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes, which are checked below, and of odd metadata
-            picture = _from_file(Path(source), name) if isinstance(source, str | Path) else _from_memory(source)
-            if picture.width * picture.height > _MOST_PIXELS:
-                raise UserError(f"{name} is {_sizes(picture)}; make it smaller than {_MOST_PIXELS // 10**6} megapixels.")
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-    except UserError:
-        raise
-    except Image.DecompressionBombError:
-        raise UserError(f"{name} is larger than {_MOST_PIXELS // 10**6} megapixels; make it smaller.") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
-    except FileNotFoundError:
-        raise UserError(f"{name} does not exist; check the path.") from None
-    except PermissionError:
-        raise UserError(f"{name} may not be read; change its permissions.") from None
-    except Exception as error:  # Pillow's many readers raise whatever the damage makes them raise
-        reason = reason_of(error, _LONGEST_REASON)
-        raise UserError(f"{name} is damaged or cannot be read ({reason}); copy or export it again.") from None
-    return _check_size(picture, name)
-
-
-def _from_file(path: Path, name: str) -> Image.Image:
-    if path.is_dir():
-        raise UserError(f"{name} is a folder; give the pictures in it one by one.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{name} is empty; copy it again.")
-    with Image.open(path) as picture:
-        if picture.format == "PNG":
-            picture.verify()  # its checksums, which decoding passes over
-    return Image.open(path)
-
-
-def _from_memory(source: Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    array = np.asarray(source)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise UserError(f"A picture of shape {array.shape} is none; give [height, width, 3].")
-    if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise UserError("A picture as an array must hold uint8, or floats from 0 to 1.")
-        array = (array * 255).round().astype(np.uint8)
-    return Image.fromarray(array)
+def _open_on_white(source: PictureLike, name: str) -> tuple[Image.Image, Image.Image]:
+    """A picture as RGB, laid on white where it is transparent, and its opacity."""
+    rgba = _to_rgba(open_picture(source, name), name)
+    alpha = rgba.getchannel("A")
+    # Laid on white only where there is something to lay: it rounds.
+    if alpha.getextrema() == (255, 255):
+        return rgba.convert("RGB"), alpha
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), alpha
 
 
 def _to_rgba(picture: Image.Image, name: str) -> Image.Image:
-    """A picture of any mode as RGBA: opaque where it tells of no transparency.
+    """A picture of any mode as RGBA in sRGB: opaque where it tells of no transparency.
 
     Errors: `UserError` for a mode whose colours are not known.
     """
+    profile = open_profile(picture.info.get("icc_profile"))
+    if profile is None:
+        return _without_profile(picture, name)
+    if picture.mode in ("CMYK", "LAB"):
+        same = picture.mode == profile.mode
+        return to_srgb(picture, profile).convert("RGBA") if same else _without_profile(picture, name)
+    rgba = _without_profile(picture, name)
+    # A grey picture may come with a profile of RGB.
+    if profile.mode == "RGB":
+        colours = rgba.convert("RGB")
+    elif profile.mode == "L" and picture.mode in _GREY:
+        colours = rgba.getchannel("R")
+    else:
+        return rgba
+    made = to_srgb(colours, profile)
+    made.putalpha(rgba.getchannel("A"))
+    return made
+
+
+def _without_profile(picture: Image.Image, name: str) -> Image.Image:
+    """A picture of any mode as RGBA, by Pillow's own rules."""
     if picture.mode.startswith(("I", "F")):
         return _deep_to_rgba(picture, name)
     # What Pillow turns into RGBA only by way of another mode.
@@ -190,24 +177,12 @@ def _lab_to_rgb(picture: Image.Image) -> Image.Image:
 
 def _to_mask(picture: Image.Image, name: str) -> Image.Image:
     """The brightness of a mask of any mode; what is transparent is black."""
-    rgba = _to_rgba(picture, name)
+    rgba = _without_profile(picture, name)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba).convert("L")
 
 
 def _to_floats(picture: Image.Image) -> Float[np.ndarray, "h w 3"]:
     return np.asarray(picture, np.float32) / 127.5 - 1
-
-
-def _check_size(picture: Image.Image, name: str) -> Image.Image:
-    if min(picture.size) < _FEWEST_PIXELS:
-        raise UserError(f"{name} is {_sizes(picture)}; a picture needs at least {_FEWEST_PIXELS} pixels a side.")
-    if max(picture.size) > _WIDEST * min(picture.size):
-        raise UserError(f"{name} is {_sizes(picture)}, too narrow to crop a square from; crop it yourself.")
-    return picture
-
-
-def _sizes(picture: Image.Image) -> str:
-    return f"{picture.width}×{picture.height} pixels"
 
 
 def _square(picture: Image.Image, size: int, centre: tuple[float, float] | None = None) -> Image.Image:
@@ -225,12 +200,13 @@ def to_uint8(images: Float[np.ndarray, "*batch h w 3"]) -> UInt8[np.ndarray, "*b
     return np.asarray((np.clip(images, -1, 1) + 1) * 127.5).round().astype(np.uint8)
 
 
-def encode_png(image: UInt8[np.ndarray, "h w *channels"], origin: str = "") -> bytes:
-    """The bytes of a PNG file; `origin`, where given, is kept in it as a text: `png_origin` reads it."""
-    buffer, texts = io.BytesIO(), PngInfo()
-    if origin:
-        texts.add_text(_ORIGIN, origin)
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=texts)
+def encode_png(image: UInt8[np.ndarray, "h w *channels"], origin: str = "", *, texts: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file; what is said of it by name in `texts`, and `origin`, which `png_origin` reads, are kept in it."""
+    buffer, kept = io.BytesIO(), PngInfo()
+    for name, text in {**(texts or {}), **({_ORIGIN: origin} if origin else {})}.items():
+        # Of other letters than Latin-1's, an international text, as the format has it; what no encoding holds is spelled out.
+        kept.add_text(name, text.encode("utf-8", "backslashreplace").decode())
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=kept)
     return buffer.getvalue()
 
 

@@ -23,7 +23,9 @@ import numpy as np
 from e4t_jax import registry
 from e4t_jax.data.cache import MANIFEST, CachedRows
 from e4t_jax.data.images import is_mask, read_image
+from e4t_jax.data.prepared_sets import open_prepared
 from e4t_jax.errors import UserError, reason_of
+from e4t_jax.files.places import local_data
 from e4t_jax.storage import file_digest
 
 if TYPE_CHECKING:
@@ -132,7 +134,7 @@ def open_pictures(
 ) -> grain.MapDataset:
     """Rows with `image`, `mask` and, where the data set has one, `caption` (str); `broken` will know of files that cannot be read.
 
-    `spec` is a registered name ("creatures"), "tfds:NAME" (prepared in `data_dir`; a feature `image` is needed), "folder:DIR",
+    `spec` is a registered name ("creatures"), "tfds:NAME" (`data.prepared_sets`; a feature `image` is needed), "folder:DIR",
     "cache:DIR", whose rows are encoded (`data.cache`), or "MODULE:FUNCTION", which can be imported: (data_dir) -> source. With a
     `split`, only its rows; all views of a picture are on one side.
 
@@ -140,6 +142,7 @@ def open_pictures(
     """
     import grain.python as grain
 
+    spec = local_data(spec)
     kind, _, name = spec.partition(":")
     if kind == "folder" and name:
         folder = FolderSource(Path(name), size, split)
@@ -159,7 +162,7 @@ def open_pictures(
     elif _FUNCTION.fullmatch(spec) and kind not in _KINDS:
         source = _open_function(spec, data_dir)
     elif kind == "tfds" and name:
-        source = _open_tfds(name, data_dir)
+        source = open_prepared(name, data_dir)
     else:
         known = ", ".join(registry.names("data"))
         raise UserError(f"{spec!r} is unknown; give {known}, tfds:NAME, folder:DIR, cache:DIR or MODULE:FUNCTION.", "data")
@@ -212,13 +215,3 @@ def _open_function(spec: str, data_dir: str | Path) -> Any:
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
         raise UserError(f"{spec} gives {type(source).__name__}, not a source: an object with a length and rows by number.", "data")
     return source
-
-
-def _open_tfds(name: str, data_dir: str | Path):
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.data_source(name, split="train", data_dir=str(data_dir))
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise UserError(f"tfds:{name} cannot be opened in {data_dir} ({reason}); prepare it there with TFDS.", "data") from None

@@ -3,7 +3,7 @@
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
 `bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
 for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
-carries a checksum.
+carries a checksum; under "tuning" it says what the concept was tuned with: steps, seed, rates, the captions and their weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax.concept import Concept
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
 from e4t_jax.files.quantisation import dequantise, pack_bits, quantise, unpack_bits
 from e4t_jax.objective import Trainable
 from e4t_jax.offsets import Factors
@@ -42,7 +43,7 @@ def save_concept(path: str | Path, concept: Concept, dtype: Any = None) -> int:
     Errors: `UserError` when it cannot be written, or holds numbers that the file cannot.
     """
     content = concept_bytes(concept, dtype)
-    write_file(Path(path), content)
+    write_file(local_path(path, "path"), content)
     return len(content)
 
 
@@ -53,6 +54,7 @@ def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
     """
     tree = {name: part for name, part in concept.trainable._asdict().items() if part is not None}
     header: dict[str, Any] = {"kind": _KIND, "scope": concept.scope, "domain": concept.domain, "origin": concept.origin}
+    header |= {"tuning": dict(concept.tuning)} if concept.tuning else {}
     find_scope(concept.scope)
     bits = _BITS.get(concept.scope) if dtype is None and tree.get("factors") else None
     tensors: dict[str, np.ndarray] = {}
@@ -108,7 +110,8 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
 
     Errors: `UserError` for a file that is missing, damaged, changed, of a newer format, no concept, or of another domain.
     """
-    flat, header = unpack(Path(path), _KIND, "a concept")
+    path = local_path(path)
+    flat, header = unpack(path, _KIND, "a concept")
     scope = SCOPES.get(str(header.get("scope")))
     allowed = {"folded", *((*scope.parts, *scope.brings) if scope else ())}
     try:
@@ -130,12 +133,27 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         whole = False
     if not whole:
         raise UserError(f"{path} lacks a part of a concept; tune it again.")
-    return Concept(Path(path).stem, header["scope"], header.get("domain", ""), Trainable(**tree), folded, header.get("origin", ""))
+    tuning = header.get("tuning")
+    return Concept(
+        name=Path(path).stem,
+        scope=header["scope"],
+        domain=header.get("domain", ""),
+        trainable=Trainable(**tree),
+        folded=folded,
+        origin=header.get("origin", ""),
+        tuning=tuning if isinstance(tuning, dict) else None,
+    )
 
 
-def origin_of(path: str | Path) -> str | None:
-    """What a concept's file was made of (`Concept.origin`); None where there is no file, or it is not whole."""
+def concept_at(path: str | Path) -> Concept | None:
+    """The concept in a file; None where there is no file, or it is not whole.
+
+    Args:
+        path: The file.
+
+    Errors: none.
+    """
     try:
-        return load_concept(path).origin
+        return load_concept(path)
     except UserError:
         return None

@@ -7,10 +7,11 @@ which is read where they are trained and nowhere else).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
 from e4t_jax.bases import CLIP_FEATURES, Params, open_base
-from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, check_range
+from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, Whole, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
+from e4t_jax.files.places import local_path
 from e4t_jax.objective import domain_word
 from e4t_jax.offsets import Networks, OffsetNetwork, factors_of_networks
 from e4t_jax.storage import (
@@ -37,6 +39,7 @@ from e4t_jax.storage import (
     read_json,
     to_signed_json,
     unpack,
+    user_cache,
     write_files,
 )
 from e4t_jax.templates import TEMPLATES
@@ -45,7 +48,7 @@ _KIND = "e4t domain"
 _FORMAT = 4  # 1 had no checksum; up to 3, λ weighed ‖s E‖² and not its share of ‖e_d‖²
 _TENSORS = ("encoder", "offsets")
 _NETWORKS = "networks"
-_BOUNDS = {"scale": SCALE, "regularisation": WEIGHT, "guidance": GUIDANCE}
+_BOUNDS = {"scale": SCALE, "regularisation": WEIGHT, "guidance": GUIDANCE, "clip_squash": Whole(1, 4096)}
 _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "scale": (int, float),
     "regularisation": (int, float),
@@ -61,15 +64,27 @@ _FIELDS: dict[str, type | tuple[type, ...]] = {
     "domain_token": str,
     "base_fingerprint": str,
 }
-# Not in every file: of a base given as a folder, and since format 2.
-_OPTIONAL_FIELDS: dict[str, type | tuple[type, ...]] = {"base_beside": str, "digests": dict, "checksum": str}
+# Not in every file.
+_OPTIONAL_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "base_beside": str,
+    "digests": dict,
+    "checksum": str,
+    "clip_squash": int,  # of a domain that was imported
+    "origin": dict,  # where it was imported from, for who reads the file
+}
 _MEND = "make or copy the domain again"
 _PARTS = ("vae", "unet", "text_encoder", "image_encoder")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
+_INSIDE = r"[\w-]+/[\w-][\w.-]*"  # a file in a folder of the domain
 
 
 def save_domain(
-    folder: str | Path, domain: Domain, dtype: Any = np.float16, *, beside: Mapping[str, bytes | str] | None = None
+    folder: str | Path,
+    domain: Domain,
+    dtype: Any = np.float16,
+    *,
+    beside: Mapping[str, bytes | str | Path] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
     """Writes domain.json, encoder.safetensors, offsets.safetensors and, where there are any, networks.safetensors: all, or none.
 
@@ -77,11 +92,13 @@ def save_domain(
         folder: Where they are written; made if it is not there.
         domain: The domain. Of its base only the name and a fingerprint are written.
         dtype: Of the numbers in the files.
-        beside: Content of further files by their names, written with the three.
+        beside: Content of further files by their names, written with the three; a path is that of a file on the same disk, which
+            is moved. Those of the domain's image encoder are verified when the domain is loaded, as the three are.
+        origin: Where the domain was imported from, to be read in domain.json.
 
     Errors: `UserError` when they cannot be written, for numbers that `dtype` cannot hold and for a name that is one of the three.
     """
-    folder, beside = Path(folder), beside or {}
+    folder, beside = local_path(folder, "folder"), beside or {}
     check_names(folder, beside)
     parts: dict[str, bytes] = {}
     trees = {"encoder": domain.encoder, "offsets": domain.factors}
@@ -97,8 +114,11 @@ def save_domain(
     record = {name: getattr(domain, name) for name in _OPTIONS}
     record |= {"format": _FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     record["base_fingerprint"] = base_fingerprint(domain.stored)
-    record["digests"] = {name: digest(content) for name, content in parts.items()}
     clip = domain.image_encoder
+    sealed = {**parts, **{name: content for name, content in beside.items() if clip and name.startswith(f"{clip}/")}}
+    record["digests"] = {name: _digest_of(content) for name, content in sealed.items()}
+    record |= {"clip_squash": domain.clip_squash} if domain.clip_squash is not None else {}
+    record |= {"origin": dict(origin)} if origin else {}
     if clip and os.path.isdir(clip) and not any(name.startswith(f"{clip}/") for name in beside) and not (folder / clip).is_dir():
         record["image_encoder"] = str(Path(clip).absolute())
     if os.path.isdir(domain.base_name) and not registry.find("base", domain.base_name):
@@ -107,6 +127,12 @@ def save_domain(
         record["base_beside"] = os.path.relpath(record["base"], folder.absolute())
     contents = {**beside, **parts, "domain.json": to_signed_json(record)}
     write_files({folder / name: content for name, content in contents.items()})
+
+
+def _digest_of(content: bytes | str | Path) -> str:
+    if isinstance(content, Path):
+        return file_digest(content)
+    return digest(content.encode() if isinstance(content, str) else content)
 
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
@@ -125,35 +151,39 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     """A domain by name or folder, with the weights of its base, every file verified.
 
     Args:
-        name: "creatures", shipped with the package, or a folder that `save_domain`, and so `e4t pretrain`, wrote.
+        name: "creatures", shipped with the package; "faces", the public one, fetched and imported when it is first asked for; or a
+            folder that `save_domain`, and so `e4t pretrain`, wrote.
         policy: How the networks compute, as in `load_base`: `dtype="bfloat16"`.
 
     Errors: `UserError` for a folder that is missing, damaged, of a newer format, or whose base has other weights.
     """
     shipped = registry.find("domain", str(name))
-    folder = shipped() if shipped else Path(name)
+    folder = shipped() if shipped else local_path(name, "domain")
     path = folder / "domain.json"
     if not os.path.exists(path):
         known = ", ".join(registry.names("domain"))
         raise UserError(f"{path} does not exist; give a folder that pretraining wrote, or {known}.", "domain")
-    with locked(folder, shared=True):
+    with _mend_of(folder), locked(folder, shared=True):
         record = _read_record(path)
         encoder, factors = (_read_part(path, part, record) for part in _TENSORS)
-    options = {name: record[name] for name in _OPTIONS}
+        _check_beside(path, record)
+    options = {name: record[name] for name in _OPTIONS} | {"clip_squash": record.get("clip_squash")}
     base_name = _base_of(folder, record)
     loaded = open_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
     stored = loaded.stored
     found = base_fingerprint(stored) if record["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
     if record["base_fingerprint"] != found:
-        raise UserError(f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again.", "domain")
+        with _mend_of(folder):
+            told = f"{name} was pretrained on other weights than {record['base']} holds now; pretrain it again."
+            raise UserError(told, "domain")
     has_networks = f"{_NETWORKS}.safetensors" in record.get("digests", {})
     domain = Domain(
         base_name,
         record["domain_token"],
         loaded.base,
         loaded.params,
-        encoder,
-        factors,
+        encoder=encoder,
+        factors=factors,
         networks=partial(_read_networks, path, record, factors) if has_networks else None,
         samples=loaded.samples,
         **options,
@@ -165,6 +195,18 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         squared = float(jnp.sum(domain_word(domain.method, domain.params["text_encoder"]) ** 2))
         domain = dataclasses.replace(domain, regularisation=domain.regularisation * squared)
     return domain
+
+
+@contextlib.contextmanager
+def _mend_of(folder: Path) -> Iterator[None]:
+    """Of a domain that was imported into the user's cache, errors say that it can be imported anew."""
+    try:
+        yield
+    except UserError as error:
+        if not folder.is_relative_to(user_cache()):
+            raise
+        fault = error.message.rpartition("; ")[0]
+        raise UserError(f"{fault}; remove {folder}, and it is imported again.", error.argument) from None
 
 
 def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
@@ -233,6 +275,14 @@ def _read_part(path: Path, part: str, record: dict[str, Any]) -> Params:
         return unflatten_dict({key: jnp.asarray(leaf, jnp.float32) for key, leaf in tensors.items()}, sep="|")
     except (TypeError, AttributeError):  # a name that is part and whole at once
         raise UserError(f"{file} is no {part} of a domain; {_MEND}.") from None
+
+
+def _check_beside(path: Path, record: dict[str, Any]) -> None:
+    """Errors: `UserError` for files of an image encoder beside a domain that are not those it was written with."""
+    for name, told in record.get("digests", {}).items():
+        file = path.parent / name
+        if re.fullmatch(_INSIDE, name) and (not file.exists() or file_digest(file) != told):
+            raise UserError(f"{file} is not the one that {path.name} was written with; {_MEND}.")
 
 
 def _read_networks(path: Path, record: dict[str, Any], factors: Params) -> Networks:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
-
-from e4t_jax.data.grids import picture_grid
 from e4t_jax.data.images import is_mask, mask_beside
 from e4t_jax.errors import UserError
 
@@ -33,8 +28,3 @@ def check_names(paths: Sequence[Path], argument: str, *, empty: str, named: str)
         raise UserError(empty, argument)
     if len({path.stem for path in paths}) < len(paths):
         raise UserError(f"two files have one name, and {named}; rename one.", argument)
-
-
-def grid_of_files(rows: Sequence[Sequence[Path]]) -> UInt8[np.ndarray, "height width 3"]:
-    """Picture files of one size in rows and columns."""
-    return picture_grid([[np.asarray(Image.open(path)) for path in row] for row in rows])

@@ -12,15 +12,17 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import encode_png, png_origin
 from e4t_jax.domain import Domain, Track
 from e4t_jax.errors import UserError
 from e4t_jax.files import domain_files
-from e4t_jax.files.concept_files import concept_bytes, load_concept, origin_of
+from e4t_jax.files.concept_files import concept_at, concept_bytes, load_concept
 from e4t_jax.files.picture_files import check_names
+from e4t_jax.files.places import local_path
+from e4t_jax.files.reports import picture_texts
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import digest, file_digest, to_json, written_behind
 from e4t_jax.training.processes import share_of
@@ -32,6 +34,7 @@ class TunedFiles(NamedTuple):
 
     asked: int  # of this process's pictures
     sizes: dict[str, int]
+    captions: dict[str, list[dict[str, Any]]]  # of each concept, with their weights
     failed: dict[str, UserError]
     seconds: float  # compilation included
 
@@ -77,15 +80,21 @@ def tune_to_files(
     Errors: `UserError` for what concerns all pictures, and when a file cannot be written.
     """
     check_pictures(pictures)
+    folder = local_path(folder, "out")
     if (folder / "domain.json").exists():
         domain_files.check_names(folder, [_concept_file(folder, path.stem).name for path in pictures])
     share = share_of(pictures)
     sizes: dict[str, int] = {}
+    captions: dict[str, list[dict[str, Any]]] = {}
     failed: dict[str, UserError] = {}
     began = time.perf_counter()
 
     def is_done(name: str, origin: str) -> bool:
-        return resume and origin_of(_concept_file(folder, name)) == origin
+        there = concept_at(_concept_file(folder, name)) if resume else None
+        if there is None or there.origin != origin:
+            return False
+        captions[name] = (there.tuning or {}).get("captions", [])
+        return True
 
     with written_behind() as write:
         outcomes = domain.tune_many(share, settings, caption=caption, done=is_done) if share else ()
@@ -97,9 +106,10 @@ def tune_to_files(
                 sizes[outcome.name] = path.stat().st_size
             else:
                 content = concept_bytes(outcome.result)
+                captions[outcome.name] = (outcome.result.tuning or {}).get("captions", [])
                 sizes[outcome.name] = len(content)
                 write(path, content)
-    return TunedFiles(len(share), sizes, failed, time.perf_counter() - began)
+    return TunedFiles(len(share), sizes, captions, failed, time.perf_counter() - began)
 
 
 def draw_to_files(
@@ -120,6 +130,7 @@ def draw_to_files(
     Errors: `UserError` for what concerns all concepts, and when a file cannot be written.
     """
     check_drawing(concepts, prompts)
+    folder = local_path(folder, "out")
     share, settings = share_of(concepts), settings or SampleSettings()
     failed: dict[str, UserError] = {}
     origins: dict[str, str] = {}
@@ -144,8 +155,9 @@ def draw_to_files(
                 failed[outcome.name] = outcome.error
                 continue
             drawn += 1
-            for file, picture in zip(files[outcome.name], outcome.unwrap(), strict=True):
-                write(file, encode_png(picture, origins[outcome.name]))
+            for file, prompt, picture in zip(files[outcome.name], prompts, outcome.unwrap(), strict=True):
+                texts = picture_texts(domain, settings, outcome.name, prompt)
+                write(file, encode_png(picture, origins[outcome.name], texts=texts))
     return DrawnFiles(len(share), drawn, {name: own for name, own in files.items() if name not in failed}, failed)
 
 

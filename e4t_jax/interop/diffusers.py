@@ -1,12 +1,17 @@
-"""A concept in the forms that diffusers' PyTorch pipelines load: a merged model, a LoRA, a word embedding.
+"""A concept in the forms that other tools open: a merged model, a LoRA, a word embedding.
 
 Outside this library the word cannot be predicted anew at every step. One constant word stands for all: the mean of the words
 along sampling trajectories of the domain's own prompts, which is the constant nearest to them in squares.
+
+    diffusers   a folder for `StableDiffusionPipeline.from_pretrained`
+    lora        the U-Net's change in kohya's names (`lora`), with the word beside it
+    embedding   the word: [1, width] as `emb_params` for A1111, ComfyUI and InvokeAI, by its token for diffusers
 """
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -19,39 +24,32 @@ from safetensors.numpy import save
 
 from e4t_jax import bases
 from e4t_jax.bases import Params, StableDiffusion
-from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
+from e4t_jax.files.places import local_path
+from e4t_jax.interop.export_readme import LORA_FILE, WORD_FILE, folder_readme, lora_readme, word_readme
+from e4t_jax.interop.lora import lora
+from e4t_jax.interop.model_card import WRITTEN_BY, ModelCard, card_of, lora_metadata, word_metadata
 from e4t_jax.objective import effective_unet, own_reader
-from e4t_jax.offsets import delta
 from e4t_jax.sample import DrawnConcept, SampleSettings, sample_latents
-from e4t_jax.storage import check_writable, write_file
+from e4t_jax.storage import check_writable, write_files
 from e4t_jax.templates import templates
 from e4t_jax.words import PLACEHOLDER, check_placeholder
 
 FORMATS = ("diffusers", "lora", "embedding")
 _DTYPES = ("float16", "float32")
 _PROMPTS = 4
-RANK = Whole(1, 10**9)  # beyond a kernel's smaller side it gains nothing, and is not taken
-ERROR = Between(0, 1)
 
 
 class Exported(NamedTuple):
-    """What was written to `folder`: the prompt word of the concept, or the rank of its LoRA and what it misses (`Lora.error`)."""
+    """What was written to `folder`: the word in prompts, the files that matter; of a LoRA its rank and what it misses."""
 
     folder: Path
-    token: str | None = None
+    token: str
+    files: tuple[str, ...]
     rank: int | None = None
     error: float | None = None
-
-
-class Lora(NamedTuple):
-    """Low-rank updates of the U-Net's attention in diffusers' names, and what they miss: ‖W ⊙ Δ - up down‖ / ‖W ⊙ Δ‖."""
-
-    tensors: dict[str, np.ndarray]
-    rank: int
-    error: float
 
 
 def export_concept(
@@ -63,51 +61,100 @@ def export_concept(
     rank: int | None = None,
     error: float = 0.05,
     token: str = PLACEHOLDER,
+    add_token: bool = True,
     dtype: str = "float16",
 ) -> Exported:
-    """Writes a concept for diffusers' PyTorch pipelines of Stable Diffusion.
+    """Writes a concept for other tools of Stable Diffusion, with a README.md that says how each of them takes it.
 
     Args:
         domain: The domain that the concept was tuned in.
-        concept: The concept.
+        concept: The concept; the file of its word for A1111 and ComfyUI, and so the word there, has its name.
         out: Folder to write.
-        format: "diffusers", a whole model for `StableDiffusionPipeline.from_pretrained`; "lora", the U-Net's change for
-            `load_lora_weights`; "embedding", the word alone for `load_textual_inversion`.
+        format: "diffusers", a whole model for `StableDiffusionPipeline.from_pretrained`; "lora", the U-Net's change and the word;
+            "embedding", the word alone.
         rank: Of the LoRA; where it is not given, the smallest that misses no more than `error` of the change.
         error: What a LoRA may miss: the relative error of its update, over all kernels.
-        token: The concept's word in PyTorch's prompts.
+        token: The concept's word in diffusers' prompts.
+        add_token: Of a whole model: whether its tokenizer knows the token. Where not, tokenizer and text encoder stay the base's
+            own, which converters to a single file ask for, and the word lies beside.
         dtype: Precision of the weights, "float16" or "float32".
 
     Errors: `UserError` for a concept of another domain, a base other than Stable Diffusion, a token that is a word already, a
-        concept that the format cannot hold, and a folder that cannot be written.
+        concept that the format cannot hold, and a folder that cannot be written or holds other files of these names.
     """
-    out = Path(out)
-    _check_export(domain, concept, out, format, dtype)
-    if format == "lora":
-        update = lora(domain, concept, rank, error)
-        _write_tensors(out / "pytorch_lora_weights.safetensors", update.tensors, dtype)
-        return Exported(out, rank=update.rank, error=update.error)
+    out = local_path(out, "out")
+    base = _check_export(domain, concept, out, format, dtype)
     check_token(domain, token)
-    word = constant_word(domain, concept)
-    if format == "embedding":
-        _write_tensors(out / "learned_embeds.safetensors", {token: word}, dtype)
-    else:
-        bases.save_folder(out, *merged_base(domain, concept, word, token), np.dtype(dtype))
-    return Exported(out, token=token)
+    card = card_of(domain, base, concept, token)
+    if format == "diffusers":
+        word = constant_word(domain, concept)
+        return _export_folder(domain, concept, out, word=word, card=card, add_token=add_token, dtype=dtype)
+    files: dict[str, bytes | str] = {}
+    update = lora(domain, concept, rank, error) if format == "lora" else None
+    if update is not None:
+        files[LORA_FILE] = _pack(update.tensors, dtype, lora_metadata(card, update.rank, update.kept))
+    files |= _word_files(card, constant_word(domain, concept), dtype)
+    named = tuple(files)
+    files["README.md"] = word_readme(card) if update is None else lora_readme(card, update.rank, update.kept)
+    write_files({out / name: content for name, content in files.items()})
+    return Exported(out, token, named, *((update.rank, update.error) if update is not None else ()))
 
 
-def _check_export(domain: Domain, concept: Concept, out: Path, format: str, dtype: str) -> None:
-    """Errors: `UserError` as `export_concept`, for all that is known before anything is computed."""
+def _export_folder(
+    domain: Domain, concept: Concept, out: Path, *, word: np.ndarray, card: ModelCard, add_token: bool, dtype: str
+) -> Exported:
+    """The whole model, its word in the tokenizer or beside it."""
+    base, params = merged_base(domain, concept, word, card.token) if add_token else _with_merged_unet(domain, concept)
+    added = [name for name in base.tokenizer.get_added_vocab() if name not in domain.base.tokenizer.get_vocab()]
+    beside: dict[str, bytes | str] = {} if add_token else dict(_word_files(card, word, dtype))
+    named = ("model_index.json", *beside)
+    beside["README.md"] = folder_readme(card, added)
+    bases.save_folder(out, base, params, np.dtype(dtype), beside=beside)
+    return Exported(out, card.token, named)
+
+
+def _word_files(card: ModelCard, word: Float[np.ndarray, " text_width"], dtype: str) -> dict[str, bytes]:
+    """The word for A1111, ComfyUI and InvokeAI, whose name is the file's, and for diffusers, where it is the tensor's."""
+    row = word[None]
+    return {
+        f"{card.name}.safetensors": _pack({"emb_params": row}, dtype, word_metadata(card, card.name)),
+        WORD_FILE: _pack({card.token: row}, dtype, word_metadata(card, card.token)),
+    }
+
+
+def _pack(tensors: Mapping[str, np.ndarray], dtype: str, header: Mapping[str, str]) -> bytes:
+    """A safetensors file for PyTorch."""
+    return save({name: tensor.astype(dtype) for name, tensor in tensors.items()}, dict(header))
+
+
+def _check_export(domain: Domain, concept: Concept, out: Path, format: str, dtype: str) -> StableDiffusion:
+    """The domain's base. Errors: `UserError` as `export_concept`, for all that is known before anything is computed."""
     for argument, value, known in (("format", format, FORMATS), ("dtype", dtype, _DTYPES)):
         if value not in known:
             raise UserError(f"{value!r} is unknown; choose one of {', '.join(known)}.", argument)
     if concept.domain != domain.fingerprint:
         raise UserError(f"{concept.name} was tuned in another domain or on another base; give the domain it was tuned with.")
-    _stable_diffusion(domain)
+    own = _stable_diffusion(domain)
     check_writable(out)
     base = bases.local_folder(domain.base_name)
     if format == "diffusers" and base is not None and out.exists() and out.samefile(base):
         raise UserError(f"{out} holds the base that the domain was trained on; choose another folder.", "out")
+    if f"{concept.name}.safetensors" in (LORA_FILE, WORD_FILE):
+        raise UserError(f"{concept.name} is the name of a file of the export itself; rename the concept's file.", "concept")
+    for name in (f"{concept.name}.safetensors", "README.md"):
+        # The concept's own file, say, or a project's README.
+        if os.path.lexists(out / name) and not _is_export(out / name):
+            raise UserError(f"{out / name} is no file of an export and would be lost; choose another folder.", "out")
+    return own
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file was written by an export before: it says so in its first kilobytes."""
+    try:
+        with open(path, "rb") as file:
+            return WRITTEN_BY.encode() in file.read(2**14)
+    except OSError:
+        return False
 
 
 def _stable_diffusion(domain: Domain) -> StableDiffusion:
@@ -118,15 +165,10 @@ def _stable_diffusion(domain: Domain) -> StableDiffusion:
     return domain.base
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """A safetensors file for PyTorch."""
-    write_file(path, save({name: tensor.astype(dtype) for name, tensor in tensors.items()}, {"format": "pt"}))
-
-
 def constant_word(domain: Domain, concept: Concept, *, steps: int = 25, seed: int = 0) -> Float[np.ndarray, " text_width"]:
     """The mean of e* over all sampling steps of some of the domain's prompts."""
     prompts = list(templates(domain.template))[:_PROMPTS]
-    run = domain.drawing(domain.tokenize(prompts), SampleSettings(seed=seed, steps=steps, sampling="ddim"))
+    run = domain.drawing(prompts, SampleSettings(seed=seed, steps=steps, sampling="ddim"))
     _, words = jax.jit(sample_latents)(run, DrawnConcept(concept.trainable, jnp.asarray(concept.folded)))
     return np.asarray(words.mean(axis=(0, 1)))
 
@@ -170,42 +212,13 @@ def merged_base(
     if tokenizer.convert_tokens_to_ids(spellings) != list(range(len(embedding), size)):
         raise UserError(f"The base's tokenizer does not fit its text encoder of {len(embedding)} words; copy the base again.")
     base = StableDiffusion({**own.configs, "text_encoder": config}, tokenizer)
+    return base, {**_with_merged_unet(domain, concept)[1], "text_encoder": text}
+
+
+def _with_merged_unet(domain: Domain, concept: Concept) -> tuple[StableDiffusion, Params]:
+    """The domain's base with the offsets merged, and its words as they are."""
+    own = _stable_diffusion(domain)
+    configs = {**own.configs, "text_encoder": {**own.configs["text_encoder"], "architectures": ["CLIPTextModel"]}}
+    text = {name: part for name, part in domain.params["text_encoder"].items() if name != "text_projection"}
     unet = effective_unet(concept.trainable, domain.frozen)
-    return base, {"vae": domain.params["vae"], "unet": unet, "text_encoder": text}
-
-
-def lora(domain: Domain, concept: Concept, rank: int | None = None, error: float = 0.05) -> Lora:
-    """The best update of each attention kernel of one rank: the truncated singular value decomposition of W ⊙ Δ.
-
-    Where no rank is given, it is the smallest that misses no more than `error`; never one that gains nothing.
-
-    Errors: `UserError` for a concept of scope "full", whose U-Net differs everywhere, and for numbers out of range.
-    """
-    if concept.trainable.unet is not None:
-        raise UserError(f"{concept.name} is of scope full, which no LoRA can hold; write a whole model.", "format")
-    check_range("rank", rank, RANK)
-    check_range("error", error, ERROR)
-    sets = [factors for factors in (domain.factors, concept.trainable.factors) if factors]
-    kernels = {path: np.asarray(kernel) for path, kernel in domain.base.offset_kernels(domain.params["unet"]).items()}
-    changes = {
-        path: kernels[path] * np.asarray(sum(delta(factors[path]) for factors in sets if path in factors))
-        for path in sorted({path for factors in sets for path in factors})
-    }
-    if not changes:
-        raise UserError(f"{concept.name} changes no weights of the U-Net: its word alone says all; write an embedding.", "format")
-    parts = {path: np.linalg.svd(change, full_matrices=False) for path, change in changes.items()}
-    # What every rank misses, over all kernels: readers take ONE rank for all of them and scale by it.
-    largest = max(len(sizes) for _, sizes, _ in parts.values())
-    padded = [np.pad(np.square(sizes, dtype=np.float64), (0, largest - len(sizes))) for _, sizes, _ in parts.values()]
-    squares = np.sum(padded, axis=0)
-    missed = np.sqrt(np.append(squares[::-1].cumsum()[::-1], 0) / max(squares.sum(), 1e-300))
-    rank = min(rank, largest) if rank is not None else max(1, int(np.argmax(missed <= error)))
-    tensors: dict[str, np.ndarray] = {}
-    for path, (left, sizes, right) in parts.items():
-        roots = np.sqrt(sizes[:rank])
-        fill = ((0, 0), (0, rank - len(roots)))  # a kernel of a smaller rank is filled up with zeros
-        name = bases.torch_name("unet", f"{path}/kernel").removesuffix(".weight")
-        # Kernels are [in, out] here and [out, in] in PyTorch, so the sides change places.
-        tensors[f"unet.{name}.lora.down.weight"] = np.ascontiguousarray(np.pad(left[:, :rank] * roots, fill).T)
-        tensors[f"unet.{name}.lora.up.weight"] = np.ascontiguousarray(np.pad(right[:rank].T * roots, fill))
-    return Lora(tensors, rank, float(missed[rank]))
+    return StableDiffusion(configs, own.tokenizer), {"vae": domain.params["vae"], "unet": unet, "text_encoder": text}

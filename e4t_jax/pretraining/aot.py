@@ -24,7 +24,7 @@ from e4t_jax.training import optimizers
 from e4t_jax.training.loop import init_state
 from e4t_jax.training.parallel import Layout, layout
 from e4t_jax.tuning.batching import lowered
-from e4t_jax.tuning.personalise import personalise, picture_input
+from e4t_jax.tuning.personalise import personalise
 from e4t_jax.tuning.tune import TuneSettings, start
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "s64": 8, "f64": 8}
@@ -94,20 +94,21 @@ def domain_shapes(
     learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
     assert learned.factors is not None
     return Domain(
-        base, _WORD, model, params, learned.encoder, learned.factors, image_encoder=image_encoder, clip_features=clip_features
+        base,
+        _WORD,
+        model,
+        params,
+        encoder=learned.encoder,
+        factors=learned.factors,
+        image_encoder=image_encoder,
+        clip_features=clip_features,
     )
 
 
 def lower_tune(domain: Domain, settings: TuneSettings, devices: Sequence[Any], each: int = 1) -> jax.stages.Lowered:
     """The very program that `Domain.tune` runs for `each` bare pictures a device: encoders, captions, steps and fold."""
-    size = domain.base.image_size
-    return lowered(
-        personalise,
-        domain.tuning(settings).shared(reads=True),
-        picture_input(np.zeros((size, size, 3), np.float32), None),
-        devices,
-        each,
-    )
+    tuning = domain.tuning(settings)
+    return lowered(personalise, tuning.shared(reads=True), tuning.example(), devices, each)
 
 
 def lower_generate(
@@ -117,9 +118,7 @@ def lower_generate(
     method, recipe = domain.method, domain.tuning(settings).recipe
     trainable = jax.eval_shape(lambda frozen: start(method, frozen, recipe.scope, jax.random.key(0)), domain.frozen)
     folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
-    return lowered(
-        draw_concept, domain.drawing(domain.tokenize(prompts), SampleSettings()), DrawnConcept(trainable, folded), devices, each
-    )
+    return lowered(draw_concept, domain.drawing(prompts, SampleSettings()), DrawnConcept(trainable, folded), devices, each)
 
 
 def compiled(program: jax.stages.Lowered) -> jax.stages.Compiled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import warnings
@@ -25,8 +26,9 @@ from e4t_jax.data.prefetch import read_ahead
 from e4t_jax.data.sources import Broken, open_pictures
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
+from e4t_jax.files.places import local_data, local_path
 from e4t_jax.image_inputs import Encoders, encode_pictures
-from e4t_jax.storage import check_writable, write_file
+from e4t_jax.storage import check_writable, locked, write_file
 from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.processes import count_on_all, is_first, largest_of_all, share_of
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 READ_BY_RUNS = ("unet", "text_encoder")  # the parts of a base that a run on a cache needs
 _SHARD_ROWS = 4096
+_THERE = "{} holds a cache already; give another folder."
 
 Encode = Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
 
@@ -74,7 +77,7 @@ def cache(
 
     Errors: `UserError` for names that lead nowhere, settings out of range, and a folder that holds a cache or cannot be written.
     """
-    out, settings = Path(out), settings or CacheSettings()
+    out, data, settings = local_path(out, "out"), local_data(data), settings or CacheSettings()
     check_ranges(settings)
     where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     _check_request(data, out)
@@ -86,23 +89,24 @@ def cache(
         numbers = sum(int(np.prod(shape)) for shape in shapes.values())
         check_writable(out, needed=len(pictures) * settings.views * numbers * np.dtype(settings.kept).itemsize)
     out.mkdir(parents=True, exist_ok=True)
-    shards = _write_shards(out, pictures, broken, settings, _compiled_encoder(loaded, settings, where), track=track)
-    count = count_on_all(broken.rows)
-    manifest = Manifest(
-        base=base_fingerprint(loaded.stored),
-        clip_features=settings.clip_features,
-        image_size=loaded.base.image_size,
-        data=data,
-        pictures=len(pictures),
-        broken=count,
-        views=settings.views,
-        dtype=settings.kept,
-        computed_in=loaded.base.dtype,
-        shapes={part: list(shape) for part, shape in shapes.items()},
-        shards=shards,
-    )
-    if is_first():
-        write_file(out / MANIFEST, manifest.to_json())
+    with _alone_in(out):
+        shards = _write_shards(out, pictures, broken, settings, _compiled_encoder(loaded, settings, where), track=track)
+        count = count_on_all(broken.rows)
+        manifest = Manifest(
+            base=base_fingerprint(loaded.stored),
+            clip_features=settings.clip_features,
+            image_size=loaded.base.image_size,
+            data=data,
+            pictures=len(pictures),
+            broken=count,
+            views=settings.views,
+            dtype=settings.kept,
+            computed_in=loaded.base.dtype,
+            shapes={part: list(shape) for part, shape in shapes.items()},
+            shards=shards,
+        )
+        if is_first():
+            write_file(out / MANIFEST, manifest.to_json())
     if count:
         say(f"{count} of the {len(pictures)} pictures of {data} could not be read and were skipped.")
     return manifest.rows
@@ -115,9 +119,23 @@ def _check_request(data: str, out: Path) -> None:
         raise UserError(f"{data} is encoded already; give pictures: {known}, tfds:NAME, folder:DIR or MODULE:FUNCTION.", "data")
     check_name(out, "out")
     if (out / MANIFEST).exists():
-        raise UserError(f"{out} holds a cache already; give another folder.", "out")
+        raise UserError(_THERE.format(out), "out")
     if is_first():
         check_writable(out)
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Errors: `UserError` where another run writes a cache into this folder, or has just done so."""
+    if not is_first():
+        yield
+        return
+    with locked(out, wait=False) as alone:
+        if not alone:
+            raise UserError(f"another process writes a cache into {out}; let it end, or give another folder.", "out")
+        if (out / MANIFEST).exists():
+            raise UserError(_THERE.format(out), "out")
+        yield
 
 
 def _row_shapes(base: Base, settings: CacheSettings) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from e4t_jax.data.sources import Broken, Split, folder_digest, open_pictures
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
+from e4t_jax.files.places import local_data, local_name, local_path
 from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import Preview, preview
@@ -88,49 +89,41 @@ def pretrain(
         policy: How the networks compute, as in `load_base`.
         tx: An optimiser in place of `training.optimizers.pretraining`.
         track: Wraps the range of steps: a progress bar.
-        say: Takes lines for the reader: what was skipped, what changed since the run began.
+        say: Takes lines for the reader.
         profile: Leave a trace of three steps in `work`/tensorboard.
         stop: Asked after every step whether to save and end there.
 
-    Errors: `UserError` for names that lead nowhere, a domain without a word, settings out of range, a folder that holds another
-    run, or a loss that is not finite; `Stopped` when `stop` said so.
+    Errors: `UserError` for names that lead nowhere, settings out of range, another run's folder, a loss not finite; `Stopped`.
     """
     domain, settings, taken = or_preset(base, data, domain, settings)
     check_ranges(settings)
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
-    if is_first():
-        check_writable(Path(work), argument="work")
-    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
+    work = local_path(work, "work")
+    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}).at_home(), domain, settings, work=work, say=say)
     record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
-    folder = Path(work) / "checkpoints"
-    if is_first():
-        check_writable(folder, argument="work", needed=_checkpoint_bytes(inputs.method))
-    with Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say) as checkpoints:
+    with _checkpoints(work, record, inputs.method, resume=resume, say=say) as checkpoints:
         # Not before the run is known to be this one.
         noted = {**record, "preset": preset or taken}
-        log = RunLog(Path(work), settings.batch_size, settings.steps, noted) if is_first() else None
-        observers = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log, say)
+        log = RunLog(work, settings.batch_size, settings.steps, noted) if is_first() else None
+        observing = _Observing(inputs, domain, settings, settings.batch_size // where.mesh.size, log=log, say=say)
+        observers = observing.observers(track=track, profile=work / "tensorboard" if profile and is_first() else None, stop=stop)
+        weights, batches = frozen_weights(inputs.loaded.params), lambda first: inputs.batches(first=first)
         trainable = pretrain_trainable(
-            inputs.method,
-            frozen_weights(inputs.loaded.params),
-            lambda first: inputs.batches(first=first),
-            settings,
-            checkpoints=checkpoints,
-            tx=tx,
-            observers=Observers(
-                track=track,
-                record=observers.record,
-                sample=None if inputs.cached and inputs.held_out is None else observers.sample,
-                profile=Path(work) / "tensorboard" if profile and is_first() else None,
-                stop=stop,
-            ),
+            inputs.method, weights, batches, settings, checkpoints=checkpoints, tx=tx, observers=observers
         )
-    if count := count_on_all(inputs.broken.rows):
-        say(f"{count} of the {len(inputs.pictures)} pictures of {data} could not be read and were skipped.")
+    inputs.count_broken(say)
     # A domain draws, too: what no step on a cache needed is read now.
     loaded = inputs.source.open() if inputs.cached else inputs.loaded
     return _domain_of(inputs.source, loaded, domain, settings, trainable)
+
+
+def _checkpoints(work: Path, record: dict[str, Any], method: Method, *, resume: bool, say: Callable[[str], None]) -> Checkpoints:
+    """The checkpoints of a run, where there is room for them."""
+    folder = work / "checkpoints"
+    if is_first():
+        check_writable(folder, argument="work", needed=_checkpoint_bytes(method))
+    return Checkpoints(folder, record, resume=resume, may_change=_MAY_CHANGE, say=say)
 
 
 class Source(NamedTuple):
@@ -140,6 +133,11 @@ class Source(NamedTuple):
     data: str
     image_encoder: str | None
     policy: Mapping[str, Any]
+
+    def at_home(self) -> Source:
+        """The same, with the paths that its names lead to (`files.places`)."""
+        eyes = self.image_encoder and local_name(self.image_encoder, "image_encoder")
+        return self._replace(base=local_name(self.base, "base"), data=local_data(self.data), image_encoder=eyes)
 
     def open(self) -> LoadedBase:
         """The base with all of its weights."""
@@ -164,11 +162,18 @@ class _Inputs(NamedTuple):
         """Whether the pictures come encoded."""
         return self.source.data.startswith("cache:")
 
+    def count_broken(self, say: Callable[[str], None]) -> None:
+        """Says how many pictures were skipped, where any were."""
+        if count := count_on_all(self.broken.rows):
+            say(f"{count} of the {len(self.pictures)} pictures of {self.source.data} could not be read and were skipped.")
+
 
 def _open_inputs(
     source: Source, domain: DomainSettings, settings: PretrainSettings, *, work: Path, say: Callable[[str], None]
 ) -> _Inputs:
     """Opens base and pictures; says all that can be wrong with them before anything is compiled."""
+    if is_first():
+        check_writable(work, argument="work")
     prompts = templates(domain.template)
     scene_captions(domain.template)
     loaded = source.open()
@@ -235,6 +240,11 @@ class _Observing(NamedTuple):
     log: RunLog | None
     say: Callable[[str], None]
 
+    def observers(self, *, track: Callable[..., Any], profile: Path | None, stop: Callable[[], bool]) -> Observers:
+        """These, and what the caller watches with; a cache without held-out pictures has no samples."""
+        sample = None if self.inputs.cached and self.inputs.held_out is None else self.sample
+        return Observers(track=track, record=self.record, sample=sample, profile=profile, stop=stop)
+
     def record(self, step: int, figures: dict[str, float], tflop: float | None) -> dict[str, float]:
         """Notes the figures of a step; gives what the progress bar shows."""
         figures = {**figures, "broken_pictures": count_on_all(self.inputs.broken.rows)}
@@ -284,8 +294,8 @@ def _domain_of(
         domain.domain_token,
         loaded.base,
         loaded.params,
-        trainable.encoder,
-        trainable.factors,
+        encoder=trainable.encoder,
+        factors=trainable.factors,
         regularisation=settings.regularisation,
         image_encoder=source.image_encoder,
         guidance=domain.guidance,

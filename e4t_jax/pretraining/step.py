@@ -24,8 +24,9 @@ from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
 from e4t_jax.checks import BatchSize, Count, CountOrNone, Rate, Seed, Weight, Workers
 from e4t_jax.domain import Domain
+from e4t_jax.errors import UserError
 from e4t_jax.image_inputs import Encoders, encode_pictures
-from e4t_jax.machine import check_fits
+from e4t_jax.machine import check_fits, is_out_of_memory
 from e4t_jax.objective import ConceptBatch, Draws, Frozen, LossWeights, Method, Trainable, draw_timesteps_and_noise, e4t_loss_at
 from e4t_jax.offsets import init_factors
 from e4t_jax.training import optimizers
@@ -126,7 +127,7 @@ def compile_step(
             batch = concept_batch(method, weights.encoders, rows)
             return e4t_loss_at(method, trainable, weights.frozen, batch, draws, weights=loss_weights, mean_mask=mean_mask)
 
-        return update(loss, tx, state, weights, (rows, draws), key, axis=where.axis, accumulate=accumulate)
+        return update(loss, tx, state, weights, (rows, draws), key=key, axis=where.axis, accumulate=accumulate)
 
     return where.compile(step, (False, False, True, None))
 
@@ -195,6 +196,14 @@ class _TimedStep:
         self._is_checked = False
 
     def __call__(self, state: TrainState, weights: FrozenWeights, rows: dict[str, np.ndarray], key: PRNGKeyArray):
+        try:
+            return self._run(state, weights, rows, key)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError("a step takes more memory than a device has; lower it, or raise accumulate.", "batch_size") from None
+
+    def _run(self, state: TrainState, weights: FrozenWeights, rows: dict[str, np.ndarray], key: PRNGKeyArray):
         placed = self.where.place_rows(rows)
         if not self._is_checked:  # compiled here, and found compiled by the call
             self._is_checked = True

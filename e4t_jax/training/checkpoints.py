@@ -80,7 +80,9 @@ class Checkpoints:
         steps = sorted((int(path.name) for path in self.folder.iterdir() if path.name.isdecimal()), reverse=True)
         if steps and not resume:
             raise UserError(
-                f"{self.folder} holds a run already, at step {steps[0]}; give resume to go on with it, or another folder.", "work"
+                f"{self.folder} holds a run already, at step {steps[0]}; go on with it (--resume, in Python resume=True), "
+                "or give another folder.",
+                "work",
             )
         if resume and (steps or file.exists()):
             # A run of which nothing is known may be any run.
@@ -95,7 +97,7 @@ class Checkpoints:
             elif was != now:
                 raise UserError(
                     f"{self.folder} holds a run with {name} = {was!r}, and {now!r} is asked for now; "
-                    "ask for the same, or give another work folder.",
+                    "ask for the same, or give another folder.",
                     "work",
                 )
 

@@ -58,7 +58,7 @@ def update(
 
     `decay` is that of a state's average.
     """
-    gradients, metrics = _mean_gradients(loss, accumulate, state.params, frozen, batch, key)
+    gradients, metrics = _mean_gradients(loss, accumulate, state.params, frozen, batch, key=key)
     if axis is not None:
         gradients, metrics = jax.lax.pmean((gradients, metrics), axis)
     changes, moments = tx.update(gradients, state.moments, state.params)
@@ -91,7 +91,7 @@ def step_of(loss: Loss, tx: optax.GradientTransformation) -> Step:
     """`update` with randomness of its own at every step, from one key for the whole run."""
 
     def step(state: TrainState, frozen: Any, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, dict[str, Array]]:
-        return update(loss, tx, state, frozen, batch, jax.random.fold_in(key, state.step))
+        return update(loss, tx, state, frozen, batch, key=jax.random.fold_in(key, state.step))
 
     return step
 

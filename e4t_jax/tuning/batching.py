@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from e4t_jax.arrays import same_generator
 from e4t_jax.errors import UserError
-from e4t_jax.machine import core_count, free_bytes, needed_bytes
+from e4t_jax.machine import core_count, free_bytes, is_out_of_memory, needed_bytes
 from e4t_jax.tuning.kept_programs import kept, made_here
 
 _MOST = {"cpu": 4}  # concepts a device in one call; larger calls gain nothing there (docs/benchmarks.md)
@@ -86,14 +87,20 @@ def _fitted(
     while True:
         size = each * len(devices)
         arguments = placed, _rows(own, size)
-        compiled = kept(program, static, arguments, devices).lower(*arguments).compile()
-        needed, free = needed_bytes(compiled), free_bytes(devices) * _SHARE / lanes
-        if needed <= free:
-            return Batch(compiled, placed, size, needed)
+        try:
+            with same_generator():
+                compiled = kept(program, static, arguments, devices).lower(*arguments).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "one concept takes more memory than the device has"
+        else:
+            needed, free = needed_bytes(compiled), free_bytes(devices) * _SHARE / lanes
+            if needed <= free:
+                return Batch(compiled, placed, size, needed)
+            reason = f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free"
         if each == 1:
-            raise UserError(
-                f"one concept takes {needed / 1e9:.1f} GB beside the weights, and {free / 1e9:.1f} GB are free; lower it.", lower
-            )
+            raise UserError(f"{reason}; lower it.", lower)
         each //= 2
 
 
@@ -130,7 +137,7 @@ def over(
     """(label, what comes of it) for each (label, own part) of up to `count` rows, a batch at a time, none read before its turn.
 
     A row whose own part is None goes through as it is, at once. Own parts of another structure or of other shapes begin another
-    batch.
+    batch. Where a device runs out of memory all the same, batches of half the size take over.
 
     Errors: as `fitted`.
     """
@@ -141,7 +148,19 @@ def over(
     def made() -> Iterator[tuple[Any, Any]]:
         labels, own = zip(*waiting, strict=True)
         waiting.clear()
-        return zip(labels, compiled[kind].run(own), strict=True)
+        return zip(labels, run(own), strict=True)
+
+    def run(own: Sequence[Any]) -> list[Any]:
+        batch = compiled[kind]
+        try:
+            return [made for first in range(0, len(own), batch.size) for made in batch.run(own[first : first + batch.size])]
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if batch.size == 1:
+            raise UserError("one concept takes more memory than the device has; lower it.", lower) from None
+        compiled[kind] = fitted(one, shared, own[0], batch.size // 2, lower=lower, static=static)
+        return run(own)
 
     for label, own in rows:
         if own is None:
@@ -183,7 +202,8 @@ def lowered(one: One, shared: Any, example: Any, devices: Sequence[Any], each: i
     program, leaves, own, whole = _flat_program(one, shared, example, devices)
     shapes = jax.eval_shape(lambda *each: each, *leaves)
     placed = [jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=whole, weak_type=one.weak_type) for one in shapes]
-    return program.lower(placed, _rows(own, each * len(devices)))
+    with same_generator():
+        return program.lower(placed, _rows(own, each * len(devices)))
 
 
 def _flat_program(

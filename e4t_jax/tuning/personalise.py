@@ -57,6 +57,7 @@ class PictureInput(NamedTuple):
     mask: Float[Array | np.ndarray, "h w"]
     checksum: UInt32[Array | np.ndarray, ""]
     caption: Prompts | None = None  # where it has one of its own: [1, length]
+    whole: Float[Array | np.ndarray, "s s 3"] | None = None  # as CLIP sees it, where that is not `picture` (`Domain.clip_squash`)
 
 
 class Personalised(NamedTuple):
@@ -65,34 +66,43 @@ class Personalised(NamedTuple):
     trainable: Trainable
     losses: Float[Array | np.ndarray, " steps"]  # before each step
     folded: Float[Array | np.ndarray, " clip_width"]
+    caption_weights: Float[Array | np.ndarray, "media places"] | None = None  # of the captions read off the picture
 
 
 jax.export.register_namedtuple_serialization(Personalised, serialized_name="e4t_jax.Personalised")
 
 
 def picture_input(
-    picture: Float[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"] | None, caption: Prompts | None = None
+    picture: Float[np.ndarray, "h w 3"],
+    mask: Float[np.ndarray, "h w"] | None,
+    caption: Prompts | None = None,
+    whole: Float[np.ndarray, "s s 3"] | None = None,
 ) -> PictureInput:
     """A picture with its checksum; without a mask, all of it counts."""
     checksum = np.asarray(zlib.crc32(np.ascontiguousarray(picture).tobytes()), np.uint32)
-    return PictureInput(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption)
+    return PictureInput(picture, np.ones(picture.shape[:2], np.float32) if mask is None else mask, checksum, caption, whole)
 
 
 def personalise(run: Personalising, own: PictureInput) -> Personalised:
     """The concept of one picture; of no steps, what the encoder alone says."""
     views_key, caption_key, tune_key = jax.random.split(jax.random.fold_in(run.key, own.checksum), 3)
-    views = run.recipe.see(run.method, run.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), views_key)
-    trainable, losses = Trainable(), jnp.zeros(0)
+    picture, mask = jnp.asarray(own.picture), jnp.asarray(own.mask)
+    whole = None if own.whole is None else jnp.asarray(own.whole)
+    views = run.recipe.see(run.method, run.encoders, picture, mask, whole=whole, key=views_key)
+    trainable, losses, weights = Trainable(), jnp.zeros(0), None
     if run.recipe.steps:
-        prompts = _read_captions(run, views, caption_key) if own.caption is None else own.caption
+        prompts = own.caption
+        if prompts is None:
+            prompts, weights = _read_captions(run, views, caption_key)
         trainable, losses = tune_one(run.method, run.frozen, views, prompts, key=tune_key, recipe=run.recipe)
     folded = fold(run.method, trainable, run.frozen, features_of(run.method, trainable, views)[None])[0]
-    return Personalised(run.recipe.finish(run.frozen, trainable), losses, folded)
+    return Personalised(run.recipe.finish(run.frozen, trainable), losses, folded, weights)
 
 
-def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> Prompts:
+def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> tuple[Prompts, Float[Array, "media places"]]:
+    """The prompts that a picture is tuned under, and the weights of all captions that it might have."""
     assert run.captions is not None, "a picture has no caption, and there is none to choose"
     ids, placeholder = run.captions
-    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder, key)
+    weights = read_scene(run.method, run.frozen, views.latents[0], views.clip, ids, placeholder=placeholder, key=key)
     picked = pick_captions(weights, PROMPTS)
-    return ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]
+    return (ids.reshape(-1, ids.shape[-1])[picked], placeholder.reshape(-1, placeholder.shape[-1])[picked]), weights

@@ -59,9 +59,16 @@ class PublicRecipe(Recipe):
         return frozen if frozen.networks is None else frozen._replace(factors=None)
 
     def see(
-        self, method: Method, encoders: Encoders, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"], key: PRNGKeyArray
+        self,
+        method: Method,
+        encoders: Encoders,
+        picture: Float[Array, "h w 3"],
+        mask: Float[Array, "h w"],
+        *,
+        whole: Float[Array, "s s 3"] | None = None,
+        key: PRNGKeyArray,
     ) -> Views:
-        """A draw from the posterior for each row of the batch, and φ_clip."""
+        """A draw from the posterior for each row of the batch, and φ_clip of the square that is trained on."""
         keys = jax.random.split(key, self.batch_size)
         # One after the other: the memory is that of one picture.
         latents = jax.lax.map(lambda one: method.base.encode(encoders.vae, picture[None], one)[0], keys)

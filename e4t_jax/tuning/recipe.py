@@ -65,12 +65,20 @@ class Recipe:
         return frozen._replace(networks=None, image_encoder=None)
 
     def see(
-        self, method: Method, encoders: Encoders, picture: Float[Array, "h w 3"], mask: Float[Array, "h w"], key: PRNGKeyArray
+        self,
+        method: Method,
+        encoders: Encoders,
+        picture: Float[Array, "h w 3"],
+        mask: Float[Array, "h w"],
+        *,
+        whole: Float[Array, "s s 3"] | None = None,
+        key: PRNGKeyArray,
     ) -> Views:
-        """A picture's views as latents, and φ_clip of the picture itself."""
+        """A picture's views as latents, and φ_clip of the picture itself, or of `whole` where the domain sees that."""
         images, masks = make_views(picture, mask, key, _VIEWS)
+        seen = picture if whole is None else whole
         latents, clip, small = encode_pictures(
-            method.base, encoders, images, masks, clip_features=method.clip_features, seen=picture[None]
+            method.base, encoders, images, masks, clip_features=method.clip_features, seen=seen[None]
         )
         return Views(latents, clip[0], small)
 
@@ -102,4 +110,4 @@ def draw_batch(
 def batch_of(views: Views, which: Int[Array, " batch"], prompts: Prompts, prompt: Int[Array, " batch"]) -> ConceptBatch:
     """The views and the prompts of those numbers, as the loss sees them."""
     clip = jnp.broadcast_to(views.clip, (len(which), *views.clip.shape))
-    return ConceptBatch(views.latents[which], clip, *prompts, views.mask[which], prompt)
+    return ConceptBatch(views.latents[which], clip, *prompts, mask=views.mask[which], prompt=prompt)

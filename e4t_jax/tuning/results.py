@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from e4t_jax.errors import UserError
 
@@ -19,6 +19,7 @@ class Outcome(Generic[Result]):
     result: Result | None = None
     error: UserError | None = None
     origin: str = ""  # a checksum of all that the result follows from
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of it, what can be said in plain data
 
     def unwrap(self) -> Result:
         """The result. Errors: the `UserError` that there is instead."""

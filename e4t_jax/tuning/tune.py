@@ -12,7 +12,7 @@ The steps are a `lax.scan`; many concepts are this, many times over (`tuning.bat
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +112,17 @@ class TuneSettings:
             weights=loss_weights(regularisation if own.regularisation is None else own.regularisation),
         )
 
+    def used(self, recipe: Recipe) -> dict[str, Any]:
+        """The settings as plain data, with what a recipe of them computes with in the place of what was not given.
+
+        Args:
+            recipe: Made of these settings.
+
+        Errors: none.
+        """
+        rates = {"learning_rate": float(recipe.learning_rate), "word_rate": float(recipe.word_rate)}
+        return {**dataclasses.asdict(self.filled()), **rates, "regularisation": float(recipe.weights.regularisation)}
+
 
 def start(method: Method, frozen: Frozen, scope: Scope, key: PRNGKeyArray) -> Trainable:
     """The parts that a scope trains, before the first step (`objective.INITIAL_PARTS`)."""
@@ -139,7 +150,7 @@ def tune_one(
 
     def step(state, step_key):
         drawn = recipe.draw(method, views, prompts, step_key)
-        state, metrics = update(loss, tx, state, frozen, drawn, step_key)
+        state, metrics = update(loss, tx, state, frozen, drawn, key=step_key)
         return state, metrics["loss"]
 
     state, losses = jax.lax.scan(step, init_state(trainable, tx), keys[:-1])

@@ -21,14 +21,12 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from e4t_jax.checks import Between, Whole, check_range
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import PictureLike
 from e4t_jax.domain import Domain, name_of
 from e4t_jax.tuning.batching import Batch, fitted_lanes
-from e4t_jax.tuning.personalise import PictureInput, personalise, picture_input
+from e4t_jax.tuning.personalise import PictureInput, personalise
 from e4t_jax.tuning.results import Outcome
 from e4t_jax.tuning.tune import TuneSettings
 
@@ -78,7 +76,7 @@ class Tuner:
         self._tuning, self._max_wait = domain.tuning(settings, **changes), max_wait
         self._caption = caption = self._tuning.recipe.caption if caption is None else caption
         self._tokens: Any = None if caption is None else tuple(domain.tokenize([caption]))
-        example = picture_input(np.zeros((domain.base.image_size, domain.base.image_size, 3), np.float32), None, self._tokens)
+        example = self._tuning.example(self._tokens)
         shared = self._tuning.shared(reads=caption is None)
         lanes = fitted_lanes(personalise, shared, example, max_batch, lower="batch_size", static=self._tuning.traced_from)
         for program in itertools.chain(*lanes):

@@ -14,9 +14,12 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from e4t_jax import bases
+from e4t_jax.bases.load import open_base
+from e4t_jax.bases.stable_diffusion import geometries
 from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.bases.tokenizers import tokenizer_of_words
 from e4t_jax.errors import UserError
+from e4t_jax.storage import fingerprint
 from e4t_jax.templates import known_words
 
 
@@ -340,3 +343,33 @@ def test_wrapped_and_old_files_of_pytorch_are_read(base_and_params, tmp_path, wr
         torch.save(content, path)
         with pytest.raises(UserError, match="holds no tensors by name"):
             bases.load_part(tmp_path, "unet", base.param_shapes()["unet"])
+
+
+def test_a_random_image_encoder_goes_with_a_folder(base_and_params, tmp_path, monkeypatch):
+    """Of the geometry it names, kernels of variance 1/fan_in, the same in every process and as stored whatever the dtype."""
+    base, params = base_and_params
+    tiny = {**base.configs["image_encoder"], "hidden_size": 32, "intermediate_size": 64}
+    monkeypatch.setitem(geometries.IMAGE_ENCODERS, "vit-h14", tiny)
+    bases.save_folder(tmp_path, base, {part: params[part] for part in ("vae", "unet", "text_encoder")})
+    loaded = open_base(str(tmp_path), "random:vit-h14")
+    drawn = flatten_dict(loaded.params["image_encoder"], sep="/")
+    assert loaded.base.clip_width == 32
+    wide = np.concatenate([np.ravel(leaf) * leaf.shape[0] ** 0.5 for name, leaf in drawn.items() if name.endswith("fc1/kernel")])
+    assert len(wide) == 2 * 32 * 64 and abs(wide.mean()) < 0.06 and abs(wide.std() - 1) < 0.05
+    again = open_base(str(tmp_path), "random:vit-h14", dtype="bfloat16")
+    assert fingerprint(loaded.stored["image_encoder"]) == fingerprint(again.stored["image_encoder"])
+    halves = jax.tree.map(lambda leaf: np.float32(np.float16(leaf)), params["vae"])
+    jax.tree.map(np.testing.assert_array_equal, loaded.params["vae"], halves)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_encoder", "line"),
+    [
+        ("{}", "random:vit-g14", "image_encoder: random:vit-g14 is unknown; choose one of random:vit-l14, random:vit-h14"),
+        ("random:sd15", "openai/clip", "image_encoder: openai/clip does not go with the base random:sd15; choose random:vit-l14"),
+        ("random:sd3", None, "base: random:sd3 is unknown; choose one of random:sd15, random:sd21"),
+    ],
+)
+def test_a_random_part_of_another_name_is_told_the_names(folder, name, image_encoder, line):
+    with pytest.raises(UserError, match=f"^{line}"):
+        open_base(name.format(folder), image_encoder)

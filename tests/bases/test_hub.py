@@ -5,9 +5,12 @@ import shutil
 import socket
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
+from hub_cache import write_repository
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from e4t_jax import bases
@@ -25,23 +28,24 @@ def written(tmp_path_factory):
 
 
 class FakeHub:
-    """A repository on a server, and a cache; `asked` are the calls that went to the server."""
+    """A repository on a server, and a cache; `asked` are the calls that went to the server, `tags` what it says of licences."""
 
     def __init__(self, monkeypatch, remote, cache, offline=False):
-        self.remote, self.cache, self.offline, self.asked = remote, cache, offline, []
+        self.remote, self.cache, self.offline, self.asked, self.tags = remote, cache, offline, [], ["license:creativeml-openrail-m"]
         monkeypatch.setattr(hub, "snapshot_download", self.snapshot_download)
-        monkeypatch.setattr(hub, "list_repo_files", self.list_repo_files)
+        monkeypatch.setattr(hub, "model_info", self.model_info)
 
     def _files(self):
         return [path.relative_to(self.remote).as_posix() for path in self.remote.rglob("*") if path.is_file()]
 
-    def list_repo_files(self, name):
+    def model_info(self, name, revision=None, files_metadata=False):
         self.asked.append(name)
         if self.offline:
             raise OfflineModeIsEnabled("no connection today")
-        return self._files()
+        sizes = {name: (self.remote / name).stat().st_size for name in self._files()}
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name, size=sizes[name]) for name in sizes], tags=self.tags)
 
-    def snapshot_download(self, name, allow_patterns=None, local_files_only=False):
+    def snapshot_download(self, name, revision=None, allow_patterns=None, local_files_only=False):
         if local_files_only:
             if not self.cache.exists():
                 raise LocalEntryNotFoundError("nothing there")
@@ -84,6 +88,25 @@ def test_what_a_cache_lacks_is_fetched_or_named(written, tmp_path, monkeypatch, 
         hub.find_folder("owner/tiny", "base")
     fake.offline = False
     bases.load_folder(hub.find_folder("owner/tiny", "base"))
+
+
+def test_a_fetch_is_announced_and_what_it_left_out_is_not_asked_for_again(written, tmp_path, monkeypatch, capsys):
+    """The library itself calls a snapshot incomplete that lacks other formats; here it has all that is read."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    copied(written, tmp_path / "files")
+    snapshot = write_repository(
+        tmp_path / "home", "owner/tiny", tmp_path / "files", ("model.ckpt", "unet/diffusion_pytorch_model.bin")
+    )
+    with pytest.raises(LocalEntryNotFoundError):
+        huggingface_hub.snapshot_download("owner/tiny", local_files_only=True)
+    assert hub.find_folder("owner/tiny", "base") == snapshot
+    assert capsys.readouterr().err == ""
+    (snapshot / "vae" / "config.json").unlink()
+    assert hub.find_local("owner/tiny", "base") is None
+    FakeHub(monkeypatch, written, tmp_path / "cache")
+    hub.find_folder("owner/tiny", "base")
+    said = capsys.readouterr().err
+    assert said.startswith("Fetching 0.00 GB: owner/tiny (0.00 GB, licence CreativeML OpenRAIL-M), to ") and said.count("\n") == 1
 
 
 def test_nothing_in_the_cache_and_no_connection_is_one_line(written, tmp_path, monkeypatch):
@@ -171,7 +194,7 @@ def no_connection(monkeypatch):
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for name in ("snapshot_download", "list_repo_files"):
+    for name in ("snapshot_download", "model_info"):
         monkeypatch.setattr(hub, name, refuse)
     yield
     assert not tried

@@ -14,6 +14,8 @@ class Config:
     """A command."""
 
     out: str
+    concept: str = ""
+    images: tuple[str, ...] = ()
     steps: int = 5
     only: Literal["identity", "scene"] | None = None
 
@@ -21,9 +23,18 @@ class Config:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--out", "o", "--stepps", "3", "--x", "-1"], "--stepps and --x are unknown to this command"),
-        (["--otu", "o"], "--otu is unknown to this command"),
-        (["--out", "o", "word"], "'word' is unknown to this command"),
+        (
+            ["--out", "o", "--stepps", "3", "--x", "-1"],
+            "--stepps and --x are unknown to this command; the nearest is --steps",
+        ),
+        (["--out", "o", "--step", "3"], "--step is unknown to this command; the nearest is --steps"),
+        (["--Steps=3", "--outs"], "--Steps=3 and --outs are unknown to this command; the nearest are --steps and --out"),
+        (["--otu", "o"], "--otu is unknown to this command; the nearest is --out"),
+        (["--output-dir", "o"], "--output-dir is unknown to this command; the nearest is --out"),
+        (["--out", "o", "word"], "'word' follows no option; write --images before it"),
+        (["word"], "'word' follows no option; write --out before it"),
+        (["word", "--out", "o", "--images", "a.png"], "'word' follows no option; write --images before it"),
+        (["--out", "o", "venus.safetensors"], "'venus.safetensors' follows no option; write --concept before it"),
         ([], "--out must be given"),
         (["--out"], "Missing value for argument '--out'. Expected 1 values."),
         (["--out", "o", "--steps", "many"], "--steps: no int: 'many'"),

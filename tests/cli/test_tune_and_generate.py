@@ -29,11 +29,11 @@ def tune_into(out, world, pictures, **options):
     tune.main(tune.Config(tuple(pictures), out, domain=str(world.domain), tuning=tuning, caption=caption, **options))
 
 
-def draw_into(out, world, concepts, **options):
+def draw_into(out, world, concepts, prompts=("a photo of *s", "*s in the snow"), **options):
     from e4t_jax.cli import generate
     from e4t_jax.sample import SampleSettings
 
-    prompts, drawing = ("a photo of *s", "*s in the snow"), SampleSettings(steps=2)
+    drawing = SampleSettings(steps=2)
     generate.main(generate.Config(tuple(concepts), prompts, out, domain=str(world.domain), drawing=drawing, **options))
 
 
@@ -49,6 +49,17 @@ def test_tune_and_generate_on_a_saved_domain(tiny_world, tmp_path):
         written.append(contents(out / "concepts", ".safetensors") | contents(out / "pictures", ".png"))
     assert len(written[0]) == 2 + 4 + 1
     assert written[0] == written[1]
+
+
+@pytest.mark.compiles
+def test_weights_in_prompts_are_said_not_to_be_read(tiny_world, tmp_path):
+    """Once, however many prompts hold some; and they are drawn as the plain text they are."""
+    weighted = ("(*s:1.3) in the snow", "*s++ at night")
+    with pytest.warns(UserWarning) as said:
+        draw_into(tmp_path, tiny_world, tiny_world.concepts[:1], weighted)
+    lines = [str(one.message) for one in said if "not read" in str(one.message)]
+    assert lines == ["weights, schedules and files in prompts are not read: (*s:1.3) is plain text here."]
+    assert len(contents(tmp_path, ".png")) == 3
 
 
 @pytest.mark.compiles

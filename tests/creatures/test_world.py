@@ -212,6 +212,21 @@ def test_dataset_reads_back_as_drawn_without_tensorflow(tmp_path):
     assert batch["image"].shape == (3, IMAGE_SIZE, IMAGE_SIZE, 3) and sorted(batch["identity"]) == [0, 1, 2]
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_that_ask_at_once_share_one_dataset(tmp_path, locks):
+    """One draws it and the others wait, or, on a file system without locks, take what the first one moved to its place."""
+    unlocked = "import e4t_jax.storage\ne4t_jax.storage.fcntl = None\n"
+    command = [sys.executable, "-c", ("" if locks else unlocked) + _BUILD, str(tmp_path / "data")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        said, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert said.split()[-1] == "False"
+    assert len(list(tmp_path.rglob("*.array_record*"))) == len(SPLITS)
+    assert not list(tmp_path.rglob("*incomplete*"))
+
+
 def test_the_default_dataset_is_the_same_however_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Creatures, "download_and_prepare", lambda self: None)
     asked, default = prepare(tmp_path, CreaturesConfig()), prepare(tmp_path)

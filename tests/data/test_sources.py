@@ -92,7 +92,7 @@ def test_a_batch_larger_than_the_data_is_a_mistake(folder, tmp_path):
         ("photos", "data: 'photos' is unknown"),
         ("folder:", "is unknown"),
         ("folder:/nowhere/at/all", "is no folder"),
-        ("tfds:no_such_data_set", "tfds:no_such_data_set cannot be opened"),
+        ("tfds:no_such_data_set", "tfds:no_such_data_set is not prepared in"),
     ],
 )
 def test_mistakes_name_the_flag(spec, said, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from e4t_jax.errors import UserError
-from e4t_jax.files.concept_files import load_concept, origin_of
+from e4t_jax.files.concept_files import concept_at, load_concept
 from e4t_jax.files.domain_files import load_domain
 from e4t_jax.files.resumable import draw_to_files, tune_to_files
 from e4t_jax.sample import SampleSettings
@@ -38,11 +38,11 @@ def test_what_is_there_is_not_made_again(world, tmp_path):
     before = written(out)
     damaged = out / f"{pictures[0].stem}.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    assert origin_of(damaged) is None and origin_of(tmp_path / "nothing.safetensors") is None
+    assert concept_at(damaged) is None and concept_at(tmp_path / "nothing.safetensors") is None
     assert tune(resume=True).sizes == first.sizes
     after = written(out)
     assert {name for name in after if after[name] != before[name]} == {damaged.name}
-    assert origin_of(damaged) == load_concept(damaged).origin != ""
+    assert concept_at(damaged).origin == load_concept(damaged).origin != ""
 
     def draw(**options):
         prompts = ["*s", "a photo of *s"]

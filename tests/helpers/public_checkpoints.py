@@ -24,24 +24,35 @@ def linear_state(generator, prefix, columns, rows):
     }
 
 
-def vision_state(generator):
+def vision_state(generator, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS, mlp=2):
     """An OpenCLIP visual tower's tensors, its projection dropped."""
     state = {
-        "conv1.weight": random_tensor(generator, WIDTH, 3, PATCH, PATCH),
-        "class_embedding": random_tensor(generator, WIDTH),
-        "positional_embedding": random_tensor(generator, GRID**2 + 1, WIDTH),
+        "conv1.weight": random_tensor(generator, width, 3, patch, patch),
+        "class_embedding": random_tensor(generator, width),
+        "positional_embedding": random_tensor(generator, grid**2 + 1, width),
     }
-    norms = ["ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{j}" for i in range(LAYERS) for j in (1, 2))]
+    norms = ["ln_pre", "ln_post", *(f"transformer.resblocks.{i}.ln_{j}" for i in range(layers) for j in (1, 2))]
     for name in norms:
-        state |= {f"{name}.weight": 1 + random_tensor(generator, WIDTH), f"{name}.bias": random_tensor(generator, WIDTH)}
-    for index in range(LAYERS):
+        state |= {f"{name}.weight": 1 + random_tensor(generator, width), f"{name}.bias": random_tensor(generator, width)}
+    for index in range(layers):
         block = f"transformer.resblocks.{index}"
-        state[f"{block}.attn.in_proj_weight"] = random_tensor(generator, 3 * WIDTH, WIDTH, scale=WIDTH**-0.5)
-        state[f"{block}.attn.in_proj_bias"] = random_tensor(generator, 3 * WIDTH)
-        state |= linear_state(generator, f"{block}.attn.out_proj", WIDTH, WIDTH)
-        state |= linear_state(generator, f"{block}.mlp.c_fc", WIDTH, 2 * WIDTH)
-        state |= linear_state(generator, f"{block}.mlp.c_proj", 2 * WIDTH, WIDTH)
+        state[f"{block}.attn.in_proj_weight"] = random_tensor(generator, 3 * width, width, scale=width**-0.5)
+        state[f"{block}.attn.in_proj_bias"] = random_tensor(generator, 3 * width)
+        state |= linear_state(generator, f"{block}.attn.out_proj", width, width)
+        state |= linear_state(generator, f"{block}.mlp.c_fc", width, mlp * width)
+        state |= linear_state(generator, f"{block}.mlp.c_proj", mlp * width, width)
     return {f"clip_vision.{name}": tensor for name, tensor in state.items()}
+
+
+def encoder_state(generator, base, width=WIDTH, patch=PATCH, grid=GRID, layers=LAYERS, mlp=2):
+    """The tensors of encoder.pt on a base."""
+    encoder = vision_state(generator, width, patch, grid, layers, mlp)
+    encoder |= linear_state(generator, "unet_feature_embedder.0", base.feature_width, width)
+    encoder |= linear_state(generator, "unet_feature_embedder.2", width, width)
+    encoder |= linear_state(generator, "feature_linear", 2 * width, width)
+    for index in range(grid**2 // 2 + 1):
+        encoder |= linear_state(generator, f"first_linears.{index}", width, width)
+    return encoder | linear_state(generator, "final_linear", width, base.text_width)
 
 
 def offset_state(generator, kernels):
@@ -68,13 +79,7 @@ def write_checkpoints(folder: Path, base: StableDiffusion, unet_file: Path):
     from safetensors.torch import load_file
 
     generator = torch.Generator().manual_seed(0)
-    encoder = vision_state(generator)
-    encoder |= linear_state(generator, "unet_feature_embedder.0", base.feature_width, WIDTH)
-    encoder |= linear_state(generator, "unet_feature_embedder.2", WIDTH, WIDTH)
-    encoder |= linear_state(generator, "feature_linear", 2 * WIDTH, WIDTH)
-    for index in range(GRID**2 // 2 + 1):
-        encoder |= linear_state(generator, f"first_linears.{index}", WIDTH, WIDTH)
-    encoder |= linear_state(generator, "final_linear", WIDTH, base.text_width)
+    encoder = encoder_state(generator, base)
     kernels = base.offset_kernels(base.param_shapes()["unet"])
     offsets = offset_state(generator, {path: kernel.shape for path, kernel in kernels.items()})
     tuned = {
@@ -90,7 +95,7 @@ def write_checkpoints(folder: Path, base: StableDiffusion, unet_file: Path):
         "reg_lambda": 0.01,
     }
     blind = {name: tensor for name, tensor in encoder.items() if not name.startswith("clip_vision.")}
-    after_tuning = {"pretrained_args": settings, "learning_rate": 1e-5}
+    after_tuning = {"pretrained_args": settings, "learning_rate": 1e-3, "max_train_steps": 15}
     for name, files, config in (
         ("pretrained", {"weight_offsets.pt": offsets, "encoder.pt": encoder}, settings),
         ("tuned", {"unet.pt": {**tuned, **offsets}, "encoder.pt": encoder}, after_tuning),

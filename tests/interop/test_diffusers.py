@@ -15,29 +15,18 @@ from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.files.concept_files import save_concept
 from e4t_jax.files.domain_files import load_domain, save_domain
-from e4t_jax.interop.diffusers import constant_word, export_concept, lora, merged_base
+from e4t_jax.interop.diffusers import constant_word, export_concept, merged_base
+from e4t_jax.interop.lora import kohya_name, lora
 from e4t_jax.objective import Trainable, effective_unet
-from e4t_jax.offsets import init_factors
+from e4t_jax.sample import draw_prompt_noise
 
 torch = pytest.importorskip("torch")
 STEPS = 5
 
 
-@pytest.fixture(scope="module")
-def concept(domain):
-    """A concept whose offsets and residual are random and not small."""
-    keys = jax.random.split(jax.random.key(3), 3)
-    factors = init_factors(keys[0], domain.base.offset_kernels(domain.base.param_shapes()["unet"]), rank=1)
-    factors = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(keys[1], leaf.shape), factors)
-    residual = jax.random.normal(keys[2], (domain.base.text_width,))
-    folded = jnp.linspace(-1, 1, domain.base.clip_width)
-    return Concept("venus", "compact", domain.fingerprint, Trainable(factors, residual=residual), folded)
-
-
 def starting_noise(domain, prompts, seed=0):
     """The noise of `Domain.generate`, in PyTorch's layout."""
-    noise_key, _ = jax.random.split(jax.random.key(seed))
-    noise = jax.random.normal(noise_key, (1, prompts, *domain.base.latent_shape))[0]
+    noise = draw_prompt_noise(seed, prompts, domain.base.latent_shape).start
     return torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
 
 
@@ -63,7 +52,7 @@ def test_text_to_image_matches_pytorch(domain, tmp_path, scheduler, sampling):
     assert type(pipeline.scheduler).__name__ == scheduler
     prompts = ["a photo of a red *s", "*s in the snow"]
     spoken = [prompt.replace("*s", "creature") for prompt in prompts]
-    theirs = draw_in_pytorch(pipeline, spoken, starting_noise(domain, 2), 3.0)
+    theirs = draw_in_pytorch(pipeline, spoken, starting_noise(domain, prompts), 3.0)
     whole = dataclasses.replace(domain, base=base)
     assert np.abs(whole.generate_class(1, prompts, steps=STEPS, guidance=3.0)[0].astype(int) - theirs).max() <= 2
     other = whole.generate_class(1, prompts, steps=STEPS, guidance=3.0, sampling=sampling)[0]
@@ -89,11 +78,13 @@ def test_an_exported_model_draws_the_same_in_pytorch(domain, concept, tmp_path):
     bases.save_folder(tmp_path, *merged_base(domain, concept, word), np.float32)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path)
     prompts = ["a photo of *s in the snow", "*s"]
-    theirs = draw_in_pytorch(pipeline, prompts, starting_noise(domain, 2), 3.0)
+    theirs = draw_in_pytorch(pipeline, prompts, starting_noise(domain, prompts), 3.0)
     constant, said = with_constant_word(domain, concept, word)
     ours = constant.generate([said], prompts, steps=STEPS, guidance=3.0)[0].astype(int)
     assert np.abs(ours - theirs).max() <= 2
-    plain = draw_in_pytorch(pipeline, [prompt.replace("*s", "creature") for prompt in prompts], starting_noise(domain, 2), 3.0)
+    plain = draw_in_pytorch(
+        pipeline, [prompt.replace("*s", "creature") for prompt in prompts], starting_noise(domain, prompts), 3.0
+    )
     assert np.abs(plain - theirs).max() > 2
 
 
@@ -167,8 +158,7 @@ def missed(domain, concept, update):
     left = total = 0.0
     for path, kernel in domain.base.offset_kernels(domain.params["unet"]).items():
         change = np.asarray(domain.base.offset_kernels(unet)[path] - kernel).T
-        name = bases.torch_name("unet", f"{path}/kernel").removesuffix(".weight")
-        up, down = (update.tensors[f"unet.{name}.lora.{side}.weight"] for side in ("up", "down"))
+        up, down = (update.tensors[f"{kohya_name(path)}.lora_{side}.weight"] for side in ("up", "down"))
         left += np.square(change - up @ down).sum()
         total += np.square(change).sum()
     return (left / total) ** 0.5
@@ -214,17 +204,6 @@ def test_the_command_line_writes_all_three_formats(domain, concept, tmp_path):
     learned = table[other.tokenizer.convert_tokens_to_ids("*s")].detach().numpy()
     merged = pipeline.text_encoder.get_input_embeddings().weight
     np.testing.assert_allclose(learned, merged[pipeline.tokenizer.convert_tokens_to_ids("*s")].detach().numpy(), atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def saved(domain, concept, tmp_path_factory):
-    """A folder with base, domain and concept as files."""
-    folder = tmp_path_factory.mktemp("saved")
-    bases.save_folder(folder / "base", domain.base, domain.params)
-    base, params = bases.load_folder(folder / "base")
-    save_domain(folder / "domain", Domain(str(folder / "base"), "creature", base, params, domain.encoder, domain.factors))
-    save_concept(folder / "venus.safetensors", concept._replace(domain=load_domain(folder / "domain").fingerprint))
-    return folder
 
 
 def exporting(saved, out, **options):
@@ -305,9 +284,10 @@ def test_an_export_from_python_tells_what_it_wrote(domain, concept, tmp_path):
 
     exported = export_concept(domain, concept, tmp_path / "lora", format="lora", rank=2, dtype="float32")
     update = lora(domain, concept, 2)
-    assert exported == (tmp_path / "lora", None, 2, update.error)
-    tensors = load_file(tmp_path / "lora" / "pytorch_lora_weights.safetensors")
-    np.testing.assert_equal(tensors, update.tensors)
+    files = ("pytorch_lora_weights.safetensors", "venus.safetensors", "learned_embeds.safetensors")
+    assert exported == (tmp_path / "lora", "*s", files, 2, update.error)
+    assert {path.name for path in exported.folder.iterdir()} == {*files, "README.md"}
+    np.testing.assert_equal(load_file(exported.folder / files[0]), update.tensors)
     assert export_concept(domain, concept, tmp_path / "word", format="embedding", token="<venus>").token == "<venus>"
     assert set(load_file(tmp_path / "word" / "learned_embeds.safetensors")) == {"<venus>"}
 
@@ -323,5 +303,6 @@ def test_a_folder_that_cannot_be_written_is_one_line(saved, tmp_path):
 def test_the_error_that_is_left_is_said(saved, tmp_path, capsys):
     export.main(exporting(saved, tmp_path / "out", format="lora", error=0.5))
     said = capsys.readouterr().out
+    assert "pytorch_lora_weights.safetensors, venus.safetensors, learned_embeds.safetensors and README.md" in said
     rank = int(said.split("rank ")[1].split(":")[0])
     assert rank < 16 and 0 < float(said.split("misses ")[1].split("%")[0]) <= 50

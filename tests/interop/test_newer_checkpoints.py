@@ -27,13 +27,13 @@ def public(domain, tmp_path_factory):
     parts = ("vae", "unet", "text_encoder")
     bases.save_folder(folder / "base", domain.base, {part: domain.params[part] for part in parts}, np.float32)
     write_checkpoints(folder, domain.base, folder / "base" / "unet" / "diffusion_pytorch_model.safetensors")
-    import_reference.main(import_reference.Config(folder / "pretrained", str(folder / "base"), folder / "domain"))
+    import_reference.main(import_reference.Config(str(folder / "pretrained"), folder / "domain", str(folder / "base")))
     Image.fromarray(np.random.default_rng(3).integers(0, 255, (16, 16, 3), np.uint8)).save(folder / "venus.png")
     return folder
 
 
 def import_to(public, out, name, **options):
-    import_reference.main(import_reference.Config(public / name, str(public / "base"), out, **options))
+    import_reference.main(import_reference.Config(str(public / name), out, str(public / "base"), **options))
     return load_domain(out)
 
 
@@ -80,7 +80,7 @@ def test_what_a_newer_checkpoint_does_not_hold_is_asked_for(public, tmp_path):
     for name, options, said in (
         ("newer-pretrained", {}, r"image_encoder: laion/CLIP-ViT-H-14-laion2B-s32B-b79K: .*could not be fetched .*give a folder"),
         ("pretrained", {"image_encoder": "x/y"}, r"image_encoder: \S+encoder.pt contains one; leave it out"),
-        ("newer-tuned", {}, r"image: .*newer-tuned is a tuned concept; give the picture"),
+        ("newer-tuned", {}, r"image: .*newer-tuned is a tuned concept without domain.png; give the picture"),
     ):
         with pytest.raises(UserError, match=said):
             import_to(public, tmp_path / "new" / "out", name, **options)
@@ -97,9 +97,9 @@ def test_what_a_newer_checkpoint_does_not_hold_is_asked_for(public, tmp_path):
     torch.save(state, narrow / "encoder.pt")
     torch.save({name: one for name, one in offsets.items() if not name.startswith(owner)}, narrow / "weight_offsets.pt")
     config = import_reference.Config(
-        narrow, str(public / "base"), tmp_path / "new" / "out", image_encoder=str(public / "domain" / "image_encoder")
+        str(narrow), tmp_path / "new" / "out", str(public / "base"), image_encoder=str(public / "domain" / "image_encoder")
     )
-    with pytest.raises(UserError, match=r"base: the offsets of \S+narrow do not fit it; give the base it was trained on"):
+    with pytest.raises(UserError, match=r"base: the offsets of \S+narrow do not fit \S+base; give the base it was trained on"):
         import_reference.main(config)
     torch.save({name: one * np.nan for name, one in offsets.items()}, narrow / "weight_offsets.pt")
     with pytest.raises(UserError, match=r"weight_offsets.pt: \S+ holds numbers that are not finite"):

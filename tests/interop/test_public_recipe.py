@@ -51,7 +51,7 @@ def tuned_by_us(domain, steps, **settings):
     tokens = tuple(jnp.asarray(part) for part in domain.tokenize([CAPTION]))
     own = tuning.read(PICTURE, "venus", CAPTION, tokens)[1]
     shared, recipe, key = tuning.shared(reads=False), tuning.recipe, jax.random.key(7)
-    views = recipe.see(shared.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key)
+    views = recipe.see(shared.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key=key)
     trained, losses = jax.jit(tune_one)(shared.method, shared.frozen, views, tokens, key=key, recipe=recipe)
     keys = jax.random.split(jax.random.split(key)[1], steps + 1)[:-1]  # as `tune_one` splits it
     draws = [recipe.draw(shared.method, views, tokens, one)[1] for one in keys]
@@ -124,7 +124,7 @@ def test_the_latents_are_draws_from_the_posterior_of_one_square(public):
     tuning = domain.tuning(recipe="public", batch_size=3)
     _, own = tuning.read(PICTURE, "venus", CAPTION, None)
     shared, key = tuning.shared(reads=False), jax.random.key(1)
-    views = tuning.recipe.see(domain.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key)
+    views = tuning.recipe.see(domain.method, shared.encoders, jnp.asarray(own.picture), jnp.asarray(own.mask), key=key)
     vae = AutoencoderKL.from_pretrained(folder / "base" / "vae").eval()
     with torch.no_grad():
         posterior = vae.encode(torch.tensor(own.picture.copy()).permute(2, 0, 1)[None]).latent_dist

@@ -27,6 +27,7 @@ from e4t_jax.pretraining.encode_once import CacheSettings, cache
 from e4t_jax.pretraining.pretrain import pretrain
 from e4t_jax.pretraining.settings import DomainSettings
 from e4t_jax.pretraining.step import PretrainSettings
+from e4t_jax.storage import locked
 from e4t_jax.testing import tiny_base, write_tiny_world
 
 
@@ -284,3 +285,12 @@ def test_two_processes_make_the_cache_of_one(world, tmp_path):
         made[count] = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(made[1]) == {MANIFEST, *(f"rows-{number:05}.array_record" for number in range(3))}
     assert made[1] == made[2] and read_manifest(tmp_path / "2").broken == 1
+
+
+def test_two_runs_never_write_one_cache(world, tmp_path):
+    """The second is told at once; what the first writes stays whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out), pytest.raises(UserError, match=f"^out: another process writes a cache into {out}; let it end, or give anoth"):
+        cache(str(world.base), f"folder:{world.pictures}", out, CacheSettings(batch_size=2))
+    assert not list(out.rglob("*array_record*"))

@@ -65,7 +65,7 @@ def restored(folder, said=None):
 
 def test_another_run_is_refused_and_nothing_is_deleted(saved):
     before = content_of(saved)
-    with pytest.raises(UserError, match="holds a run already, at step 10; give resume"):
+    with pytest.raises(UserError, match="holds a run already, at step 10; go on with it"):
         open_run(saved)
     with pytest.raises(UserError, match="holds a run with seed = 1, and 2 is asked for now"):
         open_run(saved, {**FACTS, "seed": 2}, resume=True)

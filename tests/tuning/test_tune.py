@@ -12,6 +12,7 @@ from PIL import Image
 from e4t_jax.errors import UserError
 from e4t_jax.objective import LossWeights, e4t_loss
 from e4t_jax.tuning import batching
+from e4t_jax.tuning.batching import Batch
 from e4t_jax.tuning.recipe import Recipe, Views, draw_batch
 from e4t_jax.tuning.scopes import SCOPES
 from e4t_jax.tuning.tune import TuneSettings, start, tune_one
@@ -111,6 +112,29 @@ def test_want_of_memory_makes_chunks_smaller_and_then_says_so(domain, tmp_path, 
     monkeypatch.setattr(batching, "needed_bytes", lambda program: next(needs))
     assert len(domain.tune(paths, steps=0)) == 4
     assert [one.size for one in sizes] == [2]
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches_and_then_a_line(domain, tmp_path, monkeypatch):
+    """Every call of more than two concepts fails as a device does; then those of one, too."""
+    monkeypatch.setattr(batching, "_MOST", {"cpu": 2})
+    monkeypatch.setattr(batching, "_one_by_one", lambda devices: False)
+    paths, run, sizes, most = write_random(tmp_path, 5), Batch.run, [], 2
+
+    def run_out(self, rows):
+        sizes.append(self.size)
+        if self.size > most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 GiB")
+        return run(self, rows)
+
+    expected = domain.tune(paths, steps=0)
+    monkeypatch.setattr(Batch, "run", run_out)
+    for one, other in zip(domain.tune(paths, steps=0), expected, strict=True):
+        assert one.name == other.name
+        np.testing.assert_allclose(one.folded, other.folded, atol=1e-5)
+    assert sizes == [4, 2, 2, 2]
+    most = 0
+    with pytest.raises(UserError, match="batch_size: one concept takes more memory than the device has"):
+        domain.tune(paths, steps=0)
 
 
 @pytest.mark.parametrize("scope", ["compact", "head", "full"])

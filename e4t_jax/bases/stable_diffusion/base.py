@@ -20,8 +20,10 @@ from jaxtyping import Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases.protocol import Params
+from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
 from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
+from e4t_jax.bases.stable_diffusion.random_weights import draw_leaf
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
@@ -37,7 +39,6 @@ _CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # What `see` returns: kinds by name.
 CLIP_FEATURES = ("layers", "tokens", "bicubic-tokens", "bicubic-normed-tokens")
 _BICUBIC = "bicubic-"
-_CUBIC = -0.75  # the steepness of PyTorch's cubic kernel (Keys 1981)
 _PROJECTION = 512  # the default of CLIP's configurations
 # Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
 _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
@@ -186,27 +187,11 @@ class StableDiffusion:
         return architectures[0].endswith("WithProjection")
 
     def random_params(self, key: PRNGKeyArray) -> Params:
-        """Random weights of every part: kernels ~ N(0, 1/fan_in), embeddings ~ N(0, 0.02²), scales 1, biases 0.
-
-        Drawn leaf by leaf with NumPy: compiling the modules' own initialisers takes longer than a short training.
-        """
+        """Random weights of every part (`random_weights.draw_leaf`)."""
         generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-        def draw(path: str, promised: jax.ShapeDtypeStruct) -> Array:
-            shape = promised.shape
-            match path.rpartition("/")[2]:
-                case "kernel":
-                    values = generator.standard_normal(shape, np.float32) * np.float32(np.prod(shape[:-1]) ** -0.5)
-                case "scale":
-                    values = np.ones(shape, np.float32)
-                case "bias":
-                    values = np.zeros(shape, np.float32)
-                case _:
-                    values = np.float32(0.02) * generator.standard_normal(shape, np.float32)
-            return jnp.asarray(values, promised.dtype)
-
         shapes = flatten_dict(self.param_shapes(), sep="/")
-        return unflatten_dict({path: draw(path, shapes[path]) for path in sorted(shapes)}, sep="/")
+        drawn = {path: jnp.asarray(draw_leaf(generator, path, shapes[path].shape), shapes[path].dtype) for path in sorted(shapes)}
+        return unflatten_dict(drawn, sep="/")
 
     def offset_kernels(self, unet: Params) -> dict[str, Any]:
         """Path -> q, k or v kernel [in, out] of every attention layer of the U-Net: what weight offsets multiply."""
@@ -317,29 +302,6 @@ class StableDiffusion:
     ) -> Float[Array, "b features"]:
         """φ_unet(z_t, t), at about half the cost of a prediction."""
         return self.unet.apply({"params": unet}, z_t, t, conditioning, method="features")
-
-
-def resize_bicubic(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
-    """Pictures at `size` as PyTorch's bicubic interpolation with aligned corners makes them: a = -0.75, no antialiasing.
-
-    Every new row is a sum of four old ones, those beyond the edge being the edge's; columns likewise.
-    """
-    rows, columns = (jnp.asarray(_bicubic_weights(length, size)) for length in images.shape[1:3])
-    return jnp.einsum("yh,xw,bhwc->byxc", rows, columns, images, precision="highest")
-
-
-def _bicubic_weights(length: int, size: int) -> Float[np.ndarray, "size length"]:
-    # Positions in float32, as PyTorch has them: at 512 pixels the difference to exact ones would be seen in the result.
-    step = np.float32((length - 1) / (size - 1) if size > 1 else 0)
-    places = step * np.arange(size, dtype=np.float32)
-    first = np.floor(places).astype(int)
-    weights = np.zeros((size, length), np.float32)
-    for tap in range(-1, 3):
-        distance = np.abs(places - (first + tap)).astype(np.float64)
-        near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
-        far = _CUBIC * (((distance - 5) * distance + 8) * distance - 4)
-        np.add.at(weights, (np.arange(size), np.clip(first + tap, 0, length - 1)), np.where(distance <= 1, near, far))
-    return weights
 
 
 def _trunk(image_encoder: Params) -> Params:

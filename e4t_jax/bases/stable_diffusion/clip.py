@@ -185,13 +185,13 @@ class CLIPVision(nn.Module):
 
 def _shape(clip: CLIPText | CLIPVision) -> Shape:
     return Shape(
-        clip.hidden_size,
-        clip.intermediate_size,
-        clip.num_hidden_layers,
-        clip.num_attention_heads,
-        clip.hidden_act,
-        clip.layer_norm_eps,
-        clip.policy,
+        width=clip.hidden_size,
+        inner=clip.intermediate_size,
+        layers=clip.num_hidden_layers,
+        heads=clip.num_attention_heads,
+        activation=clip.hidden_act,
+        epsilon=clip.layer_norm_eps,
+        policy=clip.policy,
     )
 
 

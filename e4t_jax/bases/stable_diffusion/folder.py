@@ -26,8 +26,10 @@ from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
 from e4t_jax.bases.protocol import LoadedBase, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
+from e4t_jax.bases.stable_diffusion.geometries import image_encoder_geometry
 from e4t_jax.bases.stable_diffusion.names import from_torch, other_name, to_torch, torch_name
 from e4t_jax.bases.stable_diffusion.policy import Policy
+from e4t_jax.bases.stable_diffusion.random_weights import RANDOM, drawn_weights
 from e4t_jax.bases.stable_diffusion.settings import check_config
 from e4t_jax.bases.tokenizers import load_tokenizer, save_tokenizer
 from e4t_jax.errors import UserError
@@ -46,10 +48,18 @@ _CLASSES = {
 }
 
 
-def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any = np.float16) -> None:
+def save_folder(
+    folder: Path,
+    base: StableDiffusion,
+    params: Params,
+    dtype: Any = np.float16,
+    *,
+    beside: Mapping[str, bytes | str] | None = None,
+) -> None:
     """Writes the parts in `params` as a diffusers folder that PyTorch's classes load too; all of it, or nothing.
 
-    model_index.json holds the checksums of weights and words, which `load_folder` verifies.
+    model_index.json holds the checksums of weights and words, which `load_folder` verifies. `beside` is the content of further
+    files by their names, written with the others.
 
     Errors: `UserError` when a file cannot be written, or a weight is not finite as `dtype`.
     """
@@ -58,6 +68,8 @@ def save_folder(folder: Path, base: StableDiffusion, params: Params, dtype: Any 
     with temporary_folder(folder / "unfinished") as unfinished:
         try:
             _write_folder(unfinished, base, params, dtype)
+            for name, content in (beside or {}).items():
+                write_file(unfinished / name, content)
         except UserError as error:
             raise UserError(error.message.replace(str(unfinished), str(folder)), error.argument) from None
         # The index, at the top, comes last: until it is there, the checksums of an older one tell that files were mixed.
@@ -107,7 +119,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def load_folder(
-    folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any
+    folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any
 ) -> tuple[StableDiffusion, Params]:
     """The base in a diffusers folder and its weights; as `open_folder`."""
     base, params, _ = open_folder(folder, image_encoder, **policy)
@@ -115,14 +127,44 @@ def load_folder(
     return base, params
 
 
-def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
+def open_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
     """Reads a base from a diffusers folder, tensor by tensor from file to device, each cast once as the `policy` says.
 
     `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
-    finds one: it is not asked before all else in the folder was found to be there.
+    finds one: it is not asked before all else in the folder was found to be there. "random:vit-h14" is drawn.
 
     Errors: `UserError`, one line that names the file, when one is missing, damaged, changed or of another architecture.
     """
+    base, weights = _open_parts(folder, image_encoder, Policy(**policy))
+    shapes = base.param_shapes()
+    check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
+    samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
+    params = {}
+    for part in STEMS:
+        params[part], part_samples = _fill_part(weights[part], part, shapes[part], sampled=samples is not None)
+        if samples is not None:
+            samples[part] = part_samples
+    return LoadedBase(base, params, samples)
+
+
+def survey_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None) -> LoadedBase:
+    """`open_folder` with shapes in place of weights: what fingerprints read of each tensor is kept, and nothing else of it.
+
+    Errors: `UserError` as `open_folder`.
+    """
+    base, weights = _open_parts(folder, image_encoder, Policy())
+    shapes = base.param_shapes()
+    samples = {}
+    for part in STEMS:
+        flat = flatten_dict(shapes[part], sep="/")
+        samples[part] = unflatten_dict({path: sample_of(_read(weights[part], part, path, flat[path])) for path in flat}, sep="/")
+    return LoadedBase(base, shapes, samples)
+
+
+def _open_parts(
+    folder: Path, image_encoder: Path | str | Callable[[], Path] | None, policy: Policy
+) -> tuple[StableDiffusion, dict[str, Weights]]:
+    """The base in a folder, and where the weights of its parts lie."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"The base model {folder} does not exist; give a folder in the diffusers layout or a Hub id.")
@@ -139,20 +181,17 @@ def open_folder(folder: Path, image_encoder: Path | Callable[[], Path] | None = 
     _verify(folder, index)
     text = StableDiffusion(configs, None).text
     tokenizer = load_tokenizer(folder / "tokenizer", text.max_position_embeddings, text.vocab_size)
-    if image_encoder is not None:
+    drawn = image_encoder if isinstance(image_encoder, str) and image_encoder.startswith(RANDOM) else None
+    if drawn is not None:
+        configs["image_encoder"] = image_encoder_geometry(drawn.removeprefix(RANDOM))
+    elif image_encoder is not None:
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
         weights["image_encoder"] = open_weights(where, "image_encoder")
-    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, Policy(**policy))
-    shapes = base.param_shapes()
-    check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
-    samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
-    params = {}
-    for part in STEMS:
-        params[part], part_samples = _fill_part(weights[part], part, shapes[part], sampled=samples is not None)
-        if samples is not None:
-            samples[part] = part_samples
-    return LoadedBase(base, params, samples)
+    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy)
+    if drawn is not None:
+        weights["image_encoder"] = drawn_weights(drawn, base.param_shapes()["image_encoder"])
+    return base, weights
 
 
 def _verify(folder: Path, index: Mapping[str, Any]) -> None:
@@ -239,25 +278,34 @@ def _fill_part(weights: Weights, part: str, shapes: Params, *, sampled: bool) ->
     """The weights and, where asked for, samples of them as they were stored (`storage.sample_of`)."""
     loaded, samples = {}, {}
     for path, promised in flatten_dict(shapes, sep="/").items():
-        name = path if weights.flax else torch_name(part, path)
-        if name not in weights.read and other_name(name) in weights.read:
-            name = other_name(name)
-        if name not in weights.read:
-            raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
-        try:
-            stored = weights.read[name]()
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{weights.file}: {name} cannot be read ({error}); copy the file again.") from None
-        tensor = stored if weights.flax else from_torch(path, stored, promised.shape)
-        if tensor.shape != promised.shape:
-            raise UserError(
-                f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
-                f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
-            )
-        if not np.isfinite(np.asarray(tensor, np.float32)).all():
-            raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
+        tensor = _read(weights, part, path, promised)
         if sampled:
             samples[path] = sample_of(np.asarray(tensor))
         # Copied at once, one tensor at a time: the device never waits for, nor the host holds, more than that.
         loaded[path] = jax.block_until_ready(jnp.array(tensor, promised.dtype))
     return unflatten_dict(loaded, sep="/"), unflatten_dict(samples, sep="/")
+
+
+def _read(weights: Weights, part: str, path: str, promised: jax.ShapeDtypeStruct) -> np.ndarray:
+    """One weight in Flax's layout, as it is stored.
+
+    Errors: `UserError` for one that is missing, of another shape than promised, or not finite.
+    """
+    name = path if weights.flax else torch_name(part, path)
+    if name not in weights.read and other_name(name) in weights.read:
+        name = other_name(name)
+    if name not in weights.read:
+        raise UserError(f"{weights.file} lacks the tensor {name} that config.json beside it promises; copy both again.")
+    try:
+        stored = weights.read[name]()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{weights.file}: {name} cannot be read ({error}); copy the file again.") from None
+    tensor = stored if weights.flax else from_torch(path, stored, promised.shape)
+    if tensor.shape != promised.shape:
+        raise UserError(
+            f"{weights.file}: {name} has shape {tuple(tensor.shape)} where config.json beside it promises "
+            f"{promised.shape} (in Flax's layout); give weights and configuration of one model."
+        )
+    if not np.isfinite(np.asarray(tensor, np.float32)).all():
+        raise UserError(f"{weights.file}: {name} holds numbers that are not finite; copy the file again.")
+    return tensor

@@ -114,8 +114,16 @@ def geometry(name: str, image_encoder: str) -> dict[str, dict[str, Any]]:
     Errors: `UserError` for another name.
     """
     if name not in BASES:
-        raise UserError(f"base = random:{name} is unknown; choose one of {', '.join(f'random:{one}' for one in BASES)}.")
-    if image_encoder not in IMAGE_ENCODERS:
+        raise UserError(f"random:{name} is unknown; choose one of {', '.join(f'random:{one}' for one in BASES)}.", "base")
+    return {**BASES[name], "image_encoder": image_encoder_geometry(image_encoder)}
+
+
+def image_encoder_geometry(name: str) -> dict[str, Any]:
+    """The configuration of CLIP's image encoder "vit-l14" or "vit-h14".
+
+    Errors: `UserError` for another name.
+    """
+    if name not in IMAGE_ENCODERS:
         known = ", ".join(f"random:{one}" for one in IMAGE_ENCODERS)
-        raise UserError(f"image_encoder = random:{image_encoder} is unknown; choose one of {known}.")
-    return {**BASES[name], "image_encoder": IMAGE_ENCODERS[image_encoder]}
+        raise UserError(f"random:{name} is unknown; choose one of {known}, a Hub id or a folder.", "image_encoder")
+    return IMAGE_ENCODERS[name]

@@ -8,7 +8,7 @@ inputs and output is one number a token, log Σ exp of its scores. Scores stand 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,7 @@ def forward(query: Heads, key: Others, value: Others) -> tuple[Heads, Sums]:
         out_specs=[plan.queries(), plan.queries(1)],
         out_shape=[jax.ShapeDtypeStruct(query.shape, query.dtype), plan.sums],
         compiler_params=plan.compiler,
-        cost_estimate=plan.cost(2, query, key, value, query, plan.sums),
+        cost_estimate=plan.cost(2, [query, key, value, query, plan.sums]),
         name="attention_forward",
     )(query, key, value)
 
@@ -61,7 +61,7 @@ def backward(query: Heads, key: Others, value: Others, made: Heads, sums: Sums, 
         out_shape=[jax.ShapeDtypeStruct(one.shape, one.dtype) for one in (query, key, value)],
         scratch_shapes=[pltpu.VMEM(key.shape[2:], jnp.float32)] * 2,
         compiler_params=plan.compiler,
-        cost_estimate=plan.cost(5, *(query, key, value) * 2, made, sums, change),
+        cost_estimate=plan.cost(5, [query, key, value, query, key, value, made, sums, change]),
         name="attention_backward",
     )(query, key, value, made, sums, change)
 
@@ -82,7 +82,7 @@ class _Plan:
             vmem_limit_bytes=max(_MEMORY, blocks + 8 * 4 * self.part * self.step),
         )
 
-    def cost(self, products: int, *moved: Any) -> pl.CostEstimate:
+    def cost(self, products: int, moved: Sequence[Any]) -> pl.CostEstimate:
         """Every array is moved once: those of the keys stay while their head's queries pass."""
         scores = math.prod(self.sums.shape) * self.others
         moved_bytes = sum(one.size * one.dtype.itemsize for one in moved)

@@ -68,5 +68,5 @@ def _grid(
     blocks = []
     for index, prompt in enumerate(trial.prompts):
         rows = [[picture, *(column[row, index] for column in columns)] for row, picture in enumerate(trial.pictures)]
-        blocks.append(picture_grid(rows, titles=["given", *titles], heading=prompt, scale=_SCALE))
+        blocks.append(picture_grid(rows, titles=["given", *titles], heading=prompt, side=_SCALE * trial.pictures.shape[1]))
     return side_by_side(blocks)

@@ -78,7 +78,7 @@ def write_evaluation(folder: Path, evaluation: Evaluation, settings: Mapping[str
     titles = ["given", *(title for index in range(images.shape[1]) for title in (f"true {index + 1}", f"drawn {index + 1}"))]
     write_files(
         {
-            folder / "grid.png": encode_png(picture_grid(rows, titles=titles, scale=3)),
+            folder / "grid.png": encode_png(picture_grid(rows, titles=titles, side=3 * images.shape[2])),
             folder / "report.md": report(settings, trial.prompts, metrics),
             folder / "metrics.json": to_json({**metrics, "settings": settings}),
         }

@@ -80,10 +80,12 @@ def train_judge(name: str, settings: JudgeSettings, out: Path, track: Callable[.
         scenes = sample_scenes(settings.seed + 2, settings.creatures)
         loss, steps = partial(losses.label_loss, name), settings.attribute_steps
         batches = _labelled_batches(identities, scenes, losses.attribute_labels(identities), together, generator)
-    write_file(out / f"{name}.safetensors", save(flatten_judge(_fit(name, loss, batches, steps, settings.seed, track))))
+    write_file(
+        out / f"{name}.safetensors", save(flatten_judge(_fit(name, loss, batches, steps=steps, seed=settings.seed, track=track)))
+    )
 
 
-def _fit(name: str, loss: Loss, batches: Iterator[Any], steps: int, seed: int, track: Callable[..., Any]) -> dict:
+def _fit(name: str, loss: Loss, batches: Iterator[Any], *, steps: int, seed: int, track: Callable[..., Any]) -> dict:
     tx, key = optimizers.judge(_RATE, steps), jax.random.key(seed)
     state = init_state(JUDGES[name].init(key, jnp.zeros((1, IMAGE_SIZE, IMAGE_SIZE, 3)))["params"], tx)
     run = Run(f"{name} judge", steps, track=lambda steps: track(steps, f"{name} judge"), watch=50)

@@ -93,7 +93,17 @@ def held_out(
     pictures, masks = render(identities, scenes)
     pairs = zip(shown_styles, shown, strict=True)
     captions = [sentence(int(style), PLACEHOLDER, int(context), [], named=True) for style, context in pairs]
-    return Trial(seed, split, kind, identities, pictures, masks, captions, asked, styles)
+    return Trial(
+        seed=seed,
+        split=split,
+        kind=kind,
+        identities=identities,
+        pictures=pictures,
+        masks=masks,
+        captions=captions,
+        contexts=asked,
+        styles=styles,
+    )
 
 
 def write_pictures(trial: Trial, folder: Path, inputs: Inputs) -> list[Path]:

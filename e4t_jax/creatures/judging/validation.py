@@ -36,7 +36,8 @@ def look_at_validation(domain: Domain) -> Preview:
             judge("scene", judges["scene"], flat)["context"], np.tile(trial.contexts, _IDENTITIES)
         ),
     }
-    return Preview(picture_grid([[picture, *row] for picture, row in zip(trial.pictures, drawn, strict=True)], scale=2), figures)
+    rows = [[picture, *row] for picture, row in zip(trial.pictures, drawn, strict=True)]
+    return Preview(picture_grid(rows, side=2 * drawn.shape[2]), figures)
 
 
 def _as_large(drawn: UInt8[np.ndarray, "pictures prompts h w 3"]) -> UInt8[np.ndarray, "pictures prompts 32 32 3"]:

@@ -74,7 +74,7 @@ def train_base(
         raise UserError(f"{settings.pictures} is less than a batch of {most}; give more.", "pictures")
     for argument in _BATCHES.values():
         layout_for(getattr(settings, argument), argument=argument)
-    fit = partial(_fit, base, params, settings, work, track, say)
+    fit = partial(_fit, base, params, settings, work=work, track=track, say=say)
     pictures = draw_pictures(work, settings.seed, settings.pictures, partial(track, description="drawing"))
 
     def picture_batches(first: int) -> Iterator[np.ndarray]:
@@ -82,7 +82,7 @@ def train_base(
         return (as_floats(pictures[np.sort(rows)]) for rows in order)
 
     loss = partial(losses.autoencoder_loss, base)
-    vae = fit("autoencoder", loss, {"vae": params["vae"]}, {}, picture_batches, settings.autoencoder_steps)
+    vae = fit("autoencoder", loss, {"vae": params["vae"]}, {}, batches=picture_batches, steps=settings.autoencoder_steps)
     latents = _encode_all(base, vae["vae"], pictures, track)
     if settings.autoencoder_steps:
         base = base.with_scaling_factor(float(1 / latents.std()))
@@ -100,7 +100,7 @@ def train_base(
 
     loss = partial(losses.denoiser_loss, base, noise_schedule(base.scheduler), empty)
     start = {"unet": params["unet"], "text_encoder": params["text_encoder"]}
-    denoiser = fit("denoiser", loss, start, {}, caption_batches, settings.denoiser_steps)
+    denoiser = fit("denoiser", loss, start, {}, batches=caption_batches, steps=settings.denoiser_steps)
     save_folder(out, base, {**params, **vae, **denoiser})
 
     def pair_batches(first: int) -> Iterator[tuple]:
@@ -108,12 +108,13 @@ def train_base(
             relatives, places = look_alikes(settings.seed, step, settings.contrast_batch)
             yield relatives, places, write_captions(base.tokenizer, relatives, places, step, compounds=0.9)
 
+    loss = partial(losses.contrastive_loss, base)
     start = {
         "image_encoder": params["image_encoder"],
         "text_projection": params["text_encoder"]["text_projection"],
         "log_temperature": jnp.asarray(2.6),
     }
-    clip = fit("contrast", partial(losses.contrastive_loss, base), start, denoiser, pair_batches, settings.contrast_steps)
+    clip = fit("contrast", loss, start, denoiser, batches=pair_batches, steps=settings.contrast_steps)
     text_encoder = {**denoiser["text_encoder"], "text_projection": clip["text_projection"]}
     params = {**vae, "unet": denoiser["unet"], "text_encoder": text_encoder, "image_encoder": clip["image_encoder"]}
     save_folder(out, base, params)
@@ -123,13 +124,14 @@ def _fit(
     base: StableDiffusion,
     params: Params,
     settings: BaseSettings,
-    work: Path,
-    track: Callable,
-    say: Callable,
     name: str,
     loss: Loss,
     start: Params,
     frozen: Params,
+    *,
+    work: Path,
+    track: Callable,
+    say: Callable,
     batches: Callable[[int], Iterator[Any]],
     steps: int,
 ) -> Params:

@@ -63,7 +63,9 @@ def untrained_domain(base: Base, params: Params) -> Domain:
     assert trainable.factors is not None
     encoder = {**trainable.encoder, "final": jax.tree.map(jnp.zeros_like, trainable.encoder["final"])}
     of = creatures().domain
-    return Domain("", of.domain_token, base, params, encoder, trainable.factors, regularisation=0.0, guidance=of.guidance)
+    return Domain(
+        "", of.domain_token, base, params, encoder=encoder, factors=trainable.factors, regularisation=0.0, guidance=of.guidance
+    )
 
 
 def words_obeyed(base: Base, params: Params, count: int, track: Callable) -> dict[str, float]:

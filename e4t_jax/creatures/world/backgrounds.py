@@ -45,7 +45,7 @@ def _snow(x, y, s, pixel):
     picture = _fade(colour(0.55, 0.72, 0.92), colour(0.85, 0.92, 1.0), y)
     picture = _ground(picture, y, 0.1 + 0.1 * jnp.sin(2.5 * x + 6 * s[0]), colour(0.8, 0.87, 0.97), pixel)
     picture = _ground(picture, y, 0.35 + 0.07 * jnp.sin(2 * x + 6 * s[1]), colour(0.97, 0.98, 1.0), pixel)
-    return over(picture, colour(1, 1, 1), _dots(x, y, 0.4, 0.05, s[2], pixel))
+    return over(picture, colour(1, 1, 1), _dots(x, y, 0.4, 0.05, shift=s[2], pixel=pixel))
 
 
 def _beach(x, y, s, pixel):
@@ -86,14 +86,14 @@ def _desert(x, y, s, pixel):
     picture = _ground(picture, y, 0.36 + 0.1 * jnp.sin(1.7 * x + 6 * s[1]), colour(0.8, 0.53, 0.26), pixel)
     side = jnp.sign(s[2] - 0.5) * 0.75
     cactus = jnp.minimum(
-        shapes.segment(x, y, side, -0.25, side, 0.45, 0.07), shapes.segment(x, y, side, 0.1, side + 0.17, -0.05, 0.05)
+        shapes.segment(x, y, (side, -0.25), (side, 0.45), 0.07), shapes.segment(x, y, (side, 0.1), (side + 0.17, -0.05), 0.05)
     )
     return over(picture, colour(0.25, 0.5, 0.25), shapes.cover(cactus, pixel))
 
 
 def _space(x, y, s, pixel):
     picture = _fade(colour(0.02, 0.02, 0.1), colour(0.16, 0.06, 0.26), y + 0.4 * x)
-    picture = over(picture, colour(1, 1, 0.9), _dots(x, y, 0.3, 0.03, s[0], pixel))
+    picture = over(picture, colour(1, 1, 0.9), _dots(x, y, 0.3, 0.03, shift=s[0], pixel=pixel))
     px, py = x - jnp.sign(s[2] - 0.5) * 0.62, y + 0.6
     picture = over(picture, colour(0.85, 0.6, 0.45), shapes.cover(shapes.circle(px, py, 0.2), pixel))
     ring = jnp.abs(shapes.superellipse(px, py + 0.3 * px, 0.34, 0.09)) - 0.02

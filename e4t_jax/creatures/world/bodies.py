@@ -76,7 +76,7 @@ def creature(x: Field, y: Field, who, mood) -> tuple[list[Part], Field]:
     size, ears = who["ear_size"], who["ears"]
     top = -b
 
-    tail = shapes.segment(x, y, a * 0.7, b * 0.55, a + 0.33, 0.1, 0.09)
+    tail = shapes.segment(x, y, (a * 0.7, b * 0.55), (a + 0.33, 0.1), 0.09)
     tail_tip = shapes.circle(x - a - 0.33, y - 0.05, 0.15)
     parts = [
         Part(_only(who["tail"] == 1, tail), skin),
@@ -90,7 +90,7 @@ def creature(x: Field, y: Field, who, mood) -> tuple[list[Part], Field]:
     cat = shapes.spike(tilted_x, tilted_y - 0.05, 0.25 * size, 0.52 * size)
     bunny = shapes.superellipse(left - a * 0.38, y - top * 0.9 + 0.36 * size, 0.14 * size, 0.5 * size)
     horn = shapes.spike(*shapes.rotate(ear_x - 0.02, ear_y - 0.02, 0.75), 0.17 * size, 0.62 * size)
-    stalk = shapes.segment(left, y, a * 0.2, top * 0.8, a * 0.5, top - 0.42 * size, 0.045)
+    stalk = shapes.segment(left, y, (a * 0.2, top * 0.8), (a * 0.5, top - 0.42 * size), 0.045)
     ball = shapes.circle(left - a * 0.5, y - top + 0.42 * size, 0.14 * size)
     furry = jnp.select([ears == 1, ears == 2, ears == 3], [bear, cat, bunny], _ABSENT)
     inner = jnp.select([ears == 1, ears == 2, ears == 3], [bear + 0.12, cat + 0.12, bunny + 0.08], _ABSENT)
@@ -204,7 +204,7 @@ def fish(x: Field, y: Field, who) -> tuple[list[Part], Field]:
     long_fin = shapes.superellipse(x - 0.05, back + 0.1 * size, 0.15 * size, 0.44 * size)
     row = jnp.clip(jnp.round(x / 0.26), -1, 1) * 0.26
     spines = shapes.spike(x - row, back - 0.1, 0.11, 0.36 * size)
-    stalk = shapes.segment(x, y, -0.2, 0.05 - b, -0.62, -b - 0.3 * size, 0.045)
+    stalk = shapes.segment(x, y, (-0.2, 0.05 - b), (-0.62, -b - 0.3 * size), 0.045)
     lure = shapes.circle(x + 0.62, y + b + 0.3 * size, 0.14 * size)
     parts = [
         Part(jnp.where(who["tail"] == 1, fork, fan), trim),

@@ -22,7 +22,7 @@ from e4t_jax.creatures.world.captions import sentence
 from e4t_jax.creatures.world.renderer import IMAGE_SIZE, render
 from e4t_jax.data.images import encode_png
 from e4t_jax.errors import UserError
-from e4t_jax.storage import check_writable
+from e4t_jax.storage import check_writable, locked
 from e4t_jax.words import PLACEHOLDER
 
 SPLITS = ("train", "validation", "test")
@@ -103,12 +103,27 @@ class Creatures(tfds.core.GeneratorBasedBuilder):
 def prepare(data_dir: str | Path, config: CreaturesConfig | None = None) -> Creatures:
     """Draws the dataset into `data_dir`, unless it is there already; an interrupted call leaves nothing that looks whole.
 
+    Of several processes that ask for it at once, one draws it and the others wait.
+
     Errors: `UserError` when the folder cannot be written.
     """
+    data_dir = check_writable(Path(data_dir), argument="work")
     # By its name, where TFDS knows the config: it takes an equal one for another of the same name, a copy in a worker process too.
     known = config.name if config is not None and config.name in Creatures.builder_configs else config
-    builder = Creatures(data_dir=str(check_writable(Path(data_dir), argument="work")), config=known, file_format="array_record")
-    builder.download_and_prepare()
+
+    def opened() -> Creatures:
+        return Creatures(data_dir=str(data_dir), config=known, file_format="array_record")
+
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with locked(data_dir):
+        builder = opened()
+        try:
+            builder.download_and_prepare()
+        except OSError as error:
+            # Where a file system has no locks, another process may have been the first to move its own there.
+            builder = opened()
+            if not builder.is_prepared():
+                raise UserError(f"Cannot write {data_dir}: {error.strerror or error}; choose another folder.", "work") from None
     return builder
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from e4t_jax.creatures.world.attributes import CLASSES, Record, sample_identities, sample_relatives, sample_scenes, take
 from e4t_jax.creatures.world.renderer import IMAGE_SIZE, render
 from e4t_jax.errors import UserError
-from e4t_jax.storage import check_writable, write_file
+from e4t_jax.storage import check_writable, locked, write_file
 
 _CREATURES = 0.7  # share of the creature among the classes
 _SHARD = 2048
@@ -28,8 +28,17 @@ def records(seed: int, count: int, split: str = "train") -> tuple[Record, Record
 def draw_pictures(folder: Path, seed: int, count: int, track) -> np.ndarray:
     """uint8 `[count, size, size, 3]`, memory-mapped; continues where an earlier call stopped. `track` wraps the shards.
 
+    Of several processes that ask for them at once, one draws them and the others wait.
+
     Errors: `UserError` when the folder cannot be written or has no room for them.
     """
+    check_writable(folder, argument="work")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        return _draw_pictures(folder, seed, count, track)
+
+
+def _draw_pictures(folder: Path, seed: int, count: int, track) -> np.ndarray:
     # The name says whose pictures they are: another seed or count draws others.
     path, done = folder / f"pictures_{seed}_{count}.npy", folder / f"pictures_{seed}_{count}.done"
     shape = (count, IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -37,7 +46,6 @@ def draw_pictures(folder: Path, seed: int, count: int, track) -> np.ndarray:
     there = path.exists() and done.exists() and path.stat().st_size > size
     # A mapped file on a disk that fills ends the process without a word.
     check_writable(folder, argument="work", needed=0 if there else size)
-    folder.mkdir(parents=True, exist_ok=True)
     identities, scenes = records(seed, count)
     try:
         first = int(done.read_text()) if there else 0

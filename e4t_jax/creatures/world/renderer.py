@@ -89,7 +89,7 @@ def draw(identity: dict, scene: dict, size: int) -> tuple[Float[Array, "height w
             parts, body = bodies.creature(lx, ly, identity, scene["mood"])
         else:
             parts, body = getattr(bodies, name)(lx, ly, identity)
-        picture, mask = _paint_figure(background, parts, body, lx, ly, style, pixel, scale)
+        picture, mask = _paint_figure(background, parts, body, lx, ly, style=style, pixel=pixel, scale=scale)
         drawn.append(picture)
         masks.append(mask)
     which = scene["class"].astype(int)

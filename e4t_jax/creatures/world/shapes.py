@@ -38,8 +38,9 @@ def spike(x: Field, y: Field, width, height) -> Field:
     return jnp.maximum(side, y)
 
 
-def segment(x: Field, y: Field, x0, y0, x1, y1, radius) -> Field:
-    """A line of the given half thickness from (x0, y0) to (x1, y1)."""
+def segment(x: Field, y: Field, start: tuple, end: tuple, radius) -> Field:
+    """A line of the given half thickness from `start` to `end`, each (x, y)."""
+    (x0, y0), (x1, y1) = start, end
     dx, dy = x1 - x0, y1 - y0
     along = jnp.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy + 1e-9), 0, 1)
     return circle(x - x0 - along * dx, y - y0 - along * dy, radius)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -19,16 +20,30 @@ from e4t_jax.interop.e4t_diffusion.tensors import State
 _HALF = 2e-3  # what half precision may lose of the largest entry, twice
 
 
-def read_state(path: Path) -> State:
-    """All tensors of a .pt file, float32.
+class CheckpointFile(Mapping[str, np.ndarray]):
+    """The tensors of a .pt file by name, float32; each is read from the file, and checked, when it is asked for.
 
-    Errors: `UserError` for a number that is not finite, and as `bases.load_pickled`.
+    Errors: `UserError` as `bases.load_pickled`, and for a tensor with numbers that are not finite.
     """
-    state = {name: np.asarray(tensor.float().numpy()) for name, tensor in bases.load_pickled(path).items()}
-    for name, tensor in state.items():
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._tensors: dict[str, Any] = bases.load_pickled(path)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        tensor = np.asarray(self._tensors[name].detach().float().numpy())
         if not np.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} holds numbers that are not finite; copy it again.")
-    return state
+            raise UserError(f"{self._path}: {name} holds numbers that are not finite; copy it again.")
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @contextlib.contextmanager
@@ -57,7 +72,7 @@ def check_text_encoder(folder: Path, text_encoder: Params, base: str) -> None:
     path = folder / "text_encoder.pt"
     if not path.exists():
         return
-    name = _first_difference(read_state(path), text_encoder)
+    name = _first_difference(CheckpointFile(path), text_encoder)
     if name:
         raise UserError(
             f"{path} is another text encoder than that of {base} ({name} differs); "

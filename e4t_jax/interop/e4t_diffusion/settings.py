@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ class CheckpointSettings:
     template: str  # the kind of captions nearest to it
     holds_prompt: bool  # whether that kind holds the prompt
     image_encoder: str  # the name of the OpenCLIP tower
+    base: str | None  # the model it was trained on, as its trainer named it
+    moved: Annotated[float, WEIGHT]  # how far tuning has moved a weight at most, about (`_moved`)
 
 
 def read_settings(file: Path) -> CheckpointSettings:
@@ -49,6 +52,7 @@ def read_settings(file: Path) -> CheckpointSettings:
     if not isinstance(prompt, str | None):
         raise UserError(f"{file}: prompt_template = {shortened(prompt)} is no prompt; give a checkpoint of the public code.")
     template, holds_prompt = template_of(prompt, token)
+    base = (nested if isinstance(nested, dict) else own).get("pretrained_model_name_or_path")
     return CheckpointSettings(
         is_tuned="pretrained_args" in own,
         domain_token=token,
@@ -58,7 +62,18 @@ def read_settings(file: Path) -> CheckpointSettings:
         template=template,
         holds_prompt=holds_prompt,
         image_encoder=str(settings.get("clip_model_name_or_path")),
+        base=base if isinstance(base, str) and base else None,
+        moved=_moved(own),
     )
+
+
+def _moved(settings: Mapping[str, Any]) -> float:
+    """Steps times the rate of a tuning, about the most that AdamW moves a weight by; of its default where it does not say."""
+    steps, rate = (settings.get(name, default) for name, default in (("max_train_steps", 30), ("learning_rate", 1.6e-5)))
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        moved = float(steps) * float(rate)
+        return moved if moved in WEIGHT else 0.0
+    return 0.0
 
 
 def template_of(prompt: str | None, domain_token: str) -> tuple[str, bool]:

@@ -7,7 +7,7 @@ The public encoder differs from the paper's in one point: it sees tokens of CLIP
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from e4t_jax.bases import Params
 from e4t_jax.errors import UserError
 from e4t_jax.offsets import Factors, Networks, OffsetNetwork, factors_of_network
 
-State = Mapping[str, np.ndarray]
+State = Mapping[str, Any]  # name -> NumPy array; read, and refused, when it is asked for
+TOWER = "clip_vision."  # before the names of the image encoder's tensors
 _network_factors = jax.jit(factors_of_network)
 # Field of `OffsetNetwork` -> the tensor's name after its owner's.
 _NETWORK = {
@@ -74,7 +75,7 @@ def factors_of(networks: Networks) -> Factors:
 
 
 def read_encoder(state: State, file: str) -> Params:
-    """The parameters of `encoder.ConceptEncoder` with one layer for each token.
+    """The parameters of `encoder.ConceptEncoder` with one layer for each token, as NumPy arrays.
 
     Errors: `UserError` for a checkpoint that lacks a part.
     """
@@ -83,18 +84,21 @@ def read_encoder(state: State, file: str) -> Params:
         return {"kernel": take(state, f"{name}.weight", file).T, "bias": take(state, f"{name}.bias", file)}
 
     count = sum(bool(re.fullmatch(r"first_linears\.\d+\.weight", name)) for name in state)
-    each = [linear(f"first_linears.{index}") for index in range(count)]
+    first = linear("first_linears.0")
+    layers = {part: np.empty((count, *tensor.shape), np.float32) for part, tensor in first.items()}
+    for index in range(count):  # one at a time: they are most of the encoder
+        for part, tensor in linear(f"first_linears.{index}").items():
+            layers[part][index] = tensor
     shared = linear("feature_linear")
-    tree = {
+    return {
         "unet_hidden": linear("unet_feature_embedder.0"),
         "unet_output": linear("unet_feature_embedder.2"),
         "shared_kernel": shared["kernel"],
         "shared_bias": shared["bias"],
-        "layer_kernels": np.stack([layer["kernel"] for layer in each]),
-        "layer_biases": np.stack([layer["bias"] for layer in each]),
+        "layer_kernels": layers["kernel"],
+        "layer_biases": layers["bias"],
         "final": linear("final_linear"),
     }
-    return jax.tree.map(jnp.asarray, tree)
 
 
 def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -104,27 +108,30 @@ def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, A
 
     Errors: `UserError` for a tower that lacks a part.
     """
-    tower = {name.removeprefix("clip_vision."): value for name, value in state.items() if name.startswith("clip_vision.")}
-    patches = take(tower, "conv1.weight", file)
+
+    def of_tower(name: str) -> np.ndarray:
+        return take(state, f"{TOWER}{name}", file)
+
+    patches = of_tower("conv1.weight")
     if patches.ndim != 4:
         raise UserError(f"{file}: clip_vision.conv1.weight is no convolution; give a checkpoint of the public E4T implementation.")
     width, _, patch, _ = patches.shape
     tensors = {
         "embeddings.patch_embedding.weight": patches,
-        "embeddings.class_embedding": take(tower, "class_embedding", file),
-        "embeddings.position_embedding.weight": take(tower, "positional_embedding", file),
+        "embeddings.class_embedding": of_tower("class_embedding"),
+        "embeddings.position_embedding.weight": of_tower("positional_embedding"),
     }
     for leaf in ("weight", "bias"):
-        tensors[f"pre_layrnorm.{leaf}"] = take(tower, f"ln_pre.{leaf}", file)  # spelled so in transformers
-        tensors[f"post_layernorm.{leaf}"] = take(tower, f"ln_post.{leaf}", file)
-    layers = sum(name.endswith("ln_1.weight") for name in tower)
+        tensors[f"pre_layrnorm.{leaf}"] = of_tower(f"ln_pre.{leaf}")  # spelled so in transformers
+        tensors[f"post_layernorm.{leaf}"] = of_tower(f"ln_post.{leaf}")
+    layers = sum(name.startswith(TOWER) and name.endswith("ln_1.weight") for name in state)
     for index in range(layers):
-        tensors |= _vision_layer(tower, index, file)
+        tensors |= _vision_layer(of_tower, index)
     config = {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
         "hidden_size": width,
-        "intermediate_size": take(tower, "transformer.resblocks.0.mlp.c_fc.bias", file).size,
+        "intermediate_size": of_tower("transformer.resblocks.0.mlp.c_fc.bias").size,
         "num_hidden_layers": layers,
         # OpenCLIP's large towers (L, H, g, G) all have 16 heads; the small ones have heads of 64 channels.
         "num_attention_heads": 16 if width >= 1024 else max(1, width // 64),
@@ -137,14 +144,14 @@ def read_image_encoder(state: State, file: str, model: str) -> tuple[dict[str, A
     return config, {f"vision_model.{name}": np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
-def _vision_layer(tower: State, index: int, file: str) -> dict[str, np.ndarray]:
+def _vision_layer(of_tower: Callable[[str], np.ndarray], index: int) -> dict[str, np.ndarray]:
     """The tensors of one layer of the tower in transformers' names; queries, keys and values are one tensor in OpenCLIP."""
     theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
     tensors = {}
     for leaf in ("weight", "bias"):
         for open_clip, name in _VISION.items():
-            tensors[f"{ours}.{name}.{leaf}"] = take(tower, f"{theirs}.{open_clip}.{leaf}", file)
-        thirds = np.split(take(tower, f"{theirs}.attn.in_proj_{leaf}", file), 3)
+            tensors[f"{ours}.{name}.{leaf}"] = of_tower(f"{theirs}.{open_clip}.{leaf}")
+        thirds = np.split(of_tower(f"{theirs}.attn.in_proj_{leaf}"), 3)
         for letter, third in zip("qkv", thirds, strict=True):
             tensors[f"{ours}.self_attn.{letter}_proj.{leaf}"] = third
     return tensors
