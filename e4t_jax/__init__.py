@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
+    from e4t_jax.tuning.compiled_cache import keep_programs
     from e4t_jax.tuning.tune import TuneSettings
     from e4t_jax.tuning.tuner import Tuner
 
@@ -43,6 +44,7 @@ _HOMES = {
     "e4t_jax.sample": ("SampleSettings",),
     "e4t_jax.tuning.tuner": ("Tuner",),
     "e4t_jax.pretraining.step": ("PretrainSettings",),
+    "e4t_jax.tuning.compiled_cache": ("keep_programs",),
     "e4t_jax.tuning.tune": ("TuneSettings",),
 }
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "UserError",
     "export_concept",
     "import_checkpoint",
+    "keep_programs",
     "load_base",
     "load_concept",
     "load_domain",
