@@ -4,8 +4,10 @@ settings    config.json
 files       .pt files: read and checked
 tensors     their tensors as encoder, offsets and image encoder
 checkpoint  the domain and concept of a whole checkpoint
+export      a domain as a checkpoint: write_tensors, nearest_network, own_numbers
 """
 
 from e4t_jax.interop.e4t_diffusion.checkpoint import ImportedCheckpoint, import_checkpoint
+from e4t_jax.interop.e4t_diffusion.export import ExportedDomain, export_domain
 
-__all__ = ["ImportedCheckpoint", "import_checkpoint"]
+__all__ = ["ExportedDomain", "ImportedCheckpoint", "export_domain", "import_checkpoint"]

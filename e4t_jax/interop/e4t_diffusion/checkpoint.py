@@ -6,8 +6,10 @@ Newer checkpoints hold less: no image encoder, which is OpenCLIP's ViT-H/14 as i
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,7 @@ from e4t_jax.errors import UserError, shortened
 from e4t_jax.files.concept_files import concept_bytes
 from e4t_jax.files.domain_files import misfit, save_domain
 from e4t_jax.interop.e4t_diffusion.files import check_text_encoder, read_state, read_unet, tensor_errors_as_one_line
+from e4t_jax.interop.e4t_diffusion.own_numbers import FILE, read_own_numbers
 from e4t_jax.interop.e4t_diffusion.settings import CheckpointSettings, read_settings
 from e4t_jax.interop.e4t_diffusion.tensors import State, read_encoder, read_image_encoder, read_offsets
 from e4t_jax.objective import Trainable, fold
@@ -50,6 +53,7 @@ class _Parts(NamedTuple):
     factors: Factors
     offsets_file: Path
     state: State  # of that file
+    settings: Mapping[str, Any] | None  # of a domain that was exported from here: fields of `Domain`
 
 
 def import_checkpoint(
@@ -91,7 +95,8 @@ def import_checkpoint(
         concept = _concept(Path(image), domain, parts)
         beside[f"{concept.name}.safetensors"] = concept_bytes(concept, np.float32)
     save_domain(out, domain, np.float32, beside=beside)  # numbers made elsewhere are kept as they are
-    return ImportedCheckpoint(out, domain, concept, _notes(settings, open_clip))
+    notes = _notes(settings, open_clip) if parts.settings is None else (f"Read with the numbers it was exported with ({FILE}).",)
+    return ImportedCheckpoint(out, domain, concept, notes)
 
 
 def _check_arguments(reference: Path, settings: CheckpointSettings, image: str | Path | None, open_clip: str) -> None:
@@ -114,7 +119,11 @@ def _read_parts(reference: Path, settings: CheckpointSettings, image_encoder: st
     state = read_state(offsets_file)
     with tensor_errors_as_one_line(offsets_file):
         factors = read_offsets(state, offsets_file.name)
-    return _Parts(encoder, image_encoder_files, factors, offsets_file, state)
+    own = None if settings.is_tuned else read_own_numbers(offsets_file)
+    if own is None and not settings.is_tuned and any(re.search(r"\.to_[qkv]\.weight$", name) for name in state):
+        raise UserError(f"{offsets_file} holds kernels that belong to its offsets; give it with the {FILE} it was exported with.")
+    factors, own_settings = own or (factors, None)
+    return _Parts(encoder, image_encoder_files, factors, offsets_file, state, own_settings)
 
 
 def _image_encoder_files(
@@ -129,6 +138,7 @@ def _image_encoder_files(
     if image_encoder is not None:
         raise UserError(f"{file} contains one; leave it out.", "image_encoder")
     config, tensors = read_image_encoder(state, file.name, settings.image_encoder)
+    config |= settings.image_encoder_config
     return {"model.safetensors": save(tensors, {"format": "pt"}), "config.json": to_json(config)}
 
 
@@ -140,7 +150,7 @@ def _assemble(
         for name, content in parts.image_encoder.items():
             write_file(folder / name, content)
         base, params = bases.load_base(base_name, str(folder) if parts.image_encoder else image_encoder)
-    return Domain(
+    domain = Domain(
         base_name,
         settings.domain_token,
         base,
@@ -153,6 +163,7 @@ def _assemble(
         image_encoder=_IMAGE_ENCODER if parts.image_encoder else image_encoder,
         clip_features=clip_features,
     )
+    return dataclasses.replace(domain, **(parts.settings or {}))
 
 
 def _check_fits(reference: Path, domain: Domain) -> None:

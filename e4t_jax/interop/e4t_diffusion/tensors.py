@@ -21,7 +21,7 @@ from e4t_jax.offsets import Factors, OffsetNetwork, factors_of_network
 State = Mapping[str, np.ndarray]
 _network_factors = jax.jit(factors_of_network)
 # Field of `OffsetNetwork` -> the tensor's name after its owner's.
-_NETWORK = {
+NETWORK = {
     "v": "v",
     "linear1_weight": "linear1.weight",
     "linear1_bias": "linear1.bias",
@@ -33,7 +33,7 @@ _NETWORK = {
     "row_bias": "linear_row.bias",
 }
 # OpenCLIP's name of a layer -> transformers'.
-_VISION = {
+VISION = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -62,7 +62,7 @@ def read_offsets(state: State, file: str) -> Factors:
         raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
     factors = {}
     for owner in owners:
-        network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
+        network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in NETWORK.items()})
         path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
         factors[re.sub(r"wo_([qkv])$", r"to_\1", path)] = _network_factors(network)
     return factors
@@ -137,7 +137,7 @@ def _vision_layer(tower: State, index: int, file: str) -> dict[str, np.ndarray]:
     theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
     tensors = {}
     for leaf in ("weight", "bias"):
-        for open_clip, name in _VISION.items():
+        for open_clip, name in VISION.items():
             tensors[f"{ours}.{name}.{leaf}"] = take(tower, f"{theirs}.{open_clip}.{leaf}", file)
         thirds = np.split(take(tower, f"{theirs}.attn.in_proj_{leaf}", file), 3)
         for letter, third in zip("qkv", thirds, strict=True):
