@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from e4t_jax.files.concept_files import load_concept, save_concept
     from e4t_jax.files.domain_files import load_domain, save_domain
     from e4t_jax.interop.diffusers import export_concept
-    from e4t_jax.interop.e4t_diffusion import import_checkpoint
+    from e4t_jax.interop.e4t_diffusion import export_domain, import_checkpoint
     from e4t_jax.pretraining.pretrain import pretrain
     from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
@@ -38,7 +38,7 @@ _HOMES = {
     "e4t_jax.files.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
     "e4t_jax.interop.diffusers": ("export_concept",),
-    "e4t_jax.interop.e4t_diffusion": ("import_checkpoint",),
+    "e4t_jax.interop.e4t_diffusion": ("export_domain", "import_checkpoint"),
     "e4t_jax.pretraining.pretrain": ("pretrain",),
     "e4t_jax.pretraining.settings": ("DomainSettings",),
     "e4t_jax.sample": ("SampleSettings",),
@@ -57,6 +57,7 @@ __all__ = [
     "Tuner",
     "UserError",
     "export_concept",
+    "export_domain",
     "import_checkpoint",
     "keep_programs",
     "load_base",
