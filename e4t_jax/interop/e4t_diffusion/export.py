@@ -62,7 +62,7 @@ def export_domain(domain: Domain, out: str | Path) -> ExportedDomain:
     Errors: `UserError` without PyTorch, for a domain that the format cannot hold, and for a folder that cannot be written.
     """
     out = local_path(out, "out")
-    check_pytorch()
+    check_pytorch("written", None)
     base = _check_domain(domain)
     check_writable(out)
     check_not_lost(out, ("config.json", "README.md"))
