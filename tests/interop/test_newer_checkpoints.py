@@ -59,6 +59,7 @@ def test_a_newer_checkpoint_is_the_same_domain_with_the_image_encoder_given(publ
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "domain.json",
         "encoder.safetensors",
+        "networks.safetensors",
         "offsets.safetensors",
     ]
 
