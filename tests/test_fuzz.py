@@ -171,6 +171,7 @@ def options_of(world):
             {**common, "concept": file, "out": places, "domain": file, "rank": numbers, "dtype": words}
             | {"format": st.one_of(st.sampled_from(["lora", "embedding", "diffusers"]), words)},
         ),
+        "export-domain": (["--out", "out"], {**common, "out": places, "domain": file}),
         "pretrain": (
             ["--base", world.base, "--data", f"folder:{world.pictures}", "--out", "out", "--work", "work", *small],
             {
