@@ -101,7 +101,7 @@ class FolderSource:
         self.paths = [path for path in picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
         if not self.paths:
-            raise UserError(f"folder:{folder} holds no picture that Pillow opens, by its ending; hidden files are left out.", "data")
+            raise UserError(f"folder:{folder} holds no picture that Pillow opens (hidden files are left out).", "data")
         if split is not None:
             self.paths = [self.paths[row] for row in split.rows(len(self.paths))]
         self.folder = folder
