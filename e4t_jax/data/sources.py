@@ -22,6 +22,7 @@ import numpy as np
 
 from e4t_jax import registry
 from e4t_jax.data.cache import MANIFEST, CachedRows
+from e4t_jax.data.folders import picture_files
 from e4t_jax.data.images import is_mask, read_image
 from e4t_jax.data.prepared_sets import open_prepared
 from e4t_jax.errors import UserError, reason_of
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 _KINDS = ("folder", "cache", "tfds")
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:function, the module dotted
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 class Broken:
@@ -98,10 +98,10 @@ class FolderSource:
     def __init__(self, folder: Path, size: int, split: Split | None = None):
         if not os.path.isdir(folder):
             raise UserError(f"folder:{folder} is no folder; check the path.", "data")
-        self.paths = [path for path in _picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
+        self.paths = [path for path in picture_files(Path(folder)) if not is_mask(path) and path.is_file()]
         self.size = size
         if not self.paths:
-            raise UserError(f"folder:{folder} holds no picture ({', '.join(_PICTURES)}).", "data")
+            raise UserError(f"folder:{folder} holds no picture that Pillow opens (hidden files are left out).", "data")
         if split is not None:
             self.paths = [self.paths[row] for row in split.rows(len(self.paths))]
         self.folder = folder
@@ -192,13 +192,8 @@ def folder_digest(spec: str) -> str | None:
         return file_digest(Path(name) / MANIFEST)[:16]
     if kind != "folder":
         return None
-    listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in _picture_files(Path(name)))
+    listed = "\n".join(f"{path.relative_to(name)} {path.stat().st_size}" for path in picture_files(Path(name)))
     return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()[:16]
-
-
-def _picture_files(folder: Path) -> list[Path]:
-    """What is named as pictures are, masks among them, in the order of the paths."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
 
 
 def _open_function(spec: str, data_dir: str | Path) -> Any:
