@@ -20,7 +20,7 @@ def picture_files(folder: Path) -> list[Path]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: list[Path] = []
     for root, folders, files in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(one) for one in (root, *Path(root).parents)}
+        above = {os.path.realpath(str(one)) for one in (root, *Path(root).parents)}
         folders[:] = [name for name in folders if not _is_debris(name) and os.path.realpath(Path(root, name)) not in above]
         found += [Path(root, name) for name in files if not _is_debris(name) and Path(name).suffix.lower() in endings]
     return sorted(found)
