@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jax
 
-from e4t_jax.cli.compiled_cache import keep_compiled_programs
 from e4t_jax.cli.cores import use_all_cores
 from e4t_jax.cli.progress import say
+from e4t_jax.tuning.compiled_cache import keep_programs
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    keep_compiled_programs()
+    keep_programs()
     use_all_cores()
     from e4t_jax.creatures.judging.personalisation_trial import held_out, write_pictures
     from e4t_jax.pretraining.encode_once import cache

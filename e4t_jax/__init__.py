@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from e4t_jax.files.concept_files import load_concept, save_concept
     from e4t_jax.files.domain_files import load_domain, save_domain
     from e4t_jax.interop.diffusers import export_concept
-    from e4t_jax.interop.e4t_diffusion import import_checkpoint
+    from e4t_jax.interop.e4t_diffusion import export_domain, import_checkpoint
     from e4t_jax.pretraining.pretrain import pretrain
     from e4t_jax.pretraining.settings import DomainSettings
     from e4t_jax.pretraining.step import PretrainSettings
     from e4t_jax.sample import SampleSettings
+    from e4t_jax.tuning.compiled_cache import keep_programs
     from e4t_jax.tuning.tune import TuneSettings
     from e4t_jax.tuning.tuner import Tuner
 
@@ -37,12 +38,13 @@ _HOMES = {
     "e4t_jax.files.domain_files": ("load_domain", "save_domain"),
     "e4t_jax.errors": ("UserError",),
     "e4t_jax.interop.diffusers": ("export_concept",),
-    "e4t_jax.interop.e4t_diffusion": ("import_checkpoint",),
+    "e4t_jax.interop.e4t_diffusion": ("export_domain", "import_checkpoint"),
     "e4t_jax.pretraining.pretrain": ("pretrain",),
     "e4t_jax.pretraining.settings": ("DomainSettings",),
     "e4t_jax.sample": ("SampleSettings",),
     "e4t_jax.tuning.tuner": ("Tuner",),
     "e4t_jax.pretraining.step": ("PretrainSettings",),
+    "e4t_jax.tuning.compiled_cache": ("keep_programs",),
     "e4t_jax.tuning.tune": ("TuneSettings",),
 }
 __all__ = [
@@ -55,7 +57,9 @@ __all__ = [
     "Tuner",
     "UserError",
     "export_concept",
+    "export_domain",
     "import_checkpoint",
+    "keep_programs",
     "load_base",
     "load_concept",
     "load_domain",

@@ -12,6 +12,7 @@ This happens *before* position embeddings are added: e* is a word like any other
 
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
 PLACEHOLDER = "*s"
+_WORD_END = "</w>"  # of a token that ends a word
+_LONGEST = 60  # letters of a text that near words are looked for of
 # What other tools read as weights, schedules or files in a prompt.
 _OTHER_SYNTAX = re.compile(
     r"""\([^()]*[^\d\s()]\s*:\s*\d?\.?\d+\s*\)                 # (word:1.3): A1111, ComfyUI
@@ -53,10 +56,28 @@ def domain_token_id(tokenizer: "CLIPTokenizer", token: str) -> int:
     ids = _ids(tokenizer, token)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
         pieces = ", ".join(tokenizer.convert_ids_to_tokens(ids[:8])) or "nothing"
-        raise UserError(
-            f"{shortened(token)} is not one token of this tokenizer (it reads {pieces}); choose a more common word.", "domain_token"
-        )
+        near = near_words(tokenizer, token)
+        mend = f"near it {'is' if len(near) == 1 else 'are'} {', '.join(near)}" if near else "choose a more common word"
+        raise UserError(f"{shortened(token)} is not one token of this tokenizer (it reads {pieces}); {mend}.", "domain_token")
     return ids[0]
+
+
+def near_words(tokenizer: "CLIPTokenizer", text: str, most: int = 4) -> list[str]:
+    """Words that are one token each: those of the text itself, and those spelled most like it.
+
+    Args:
+        tokenizer: Whose vocabulary is searched.
+        text: What is not one token.
+        most: How many at most.
+
+    Errors: none.
+    """
+    whole = {word.removesuffix(_WORD_END) for word in tokenizer.get_vocab() if word.endswith(_WORD_END)}
+    whole = {word for word in whole if word.isalpha() and len(word) > 2}
+    own = re.findall(r"\w+", text.lower()[:_LONGEST])
+    # Of one first letter: what ends other words is a token too.
+    alike = [near for word in own for near in get_close_matches(word, [w for w in sorted(whole) if w[0] == word[0]], most, 0.7)]
+    return list(dict.fromkeys([*(word for word in own if word in whole), *alike]))[:most]
 
 
 def check_placeholder(tokenizer: "CLIPTokenizer", placeholder: str) -> None:

@@ -1,13 +1,16 @@
 """What the documents show runs: the blocks of extending.md in their order, the notebook, the README's Python."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from sandbox import nothing_compiled
 
+import e4t_jax
 from e4t_jax import registry
 from e4t_jax.evaluation.metrics import METRICS
 from e4t_jax.pretraining.settings import preset_of
@@ -71,6 +74,26 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
             exec(compile(cell.source, "quickstart.ipynb", "exec"), names)
     assert names["images"].ndim == 5
     assert (tmp_path / "venus.safetensors").exists()
+
+
+def test_the_readmes_python_runs(domain, tmp_path, monkeypatch):
+    """As it stands, in a folder with the files it names, on a tiny domain in place of the shipped one; nothing is compiled."""
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(e4t_jax, "load_domain", lambda name: {"creatures": domain}[name])
+    names: dict = {}
+    (block,) = blocks(ROOT / "README.md")
+    with nothing_compiled():
+        exec(compile(block, "README.md", "exec"), names)
+    assert [concept.name for concept in names["concepts"]] == ["venus", "ada"]
+    assert names["images"].shape == (2, 1, 16, 16, 3)
+    assert Image.open("venus_in_the_snow.png").size == (256, 256) and Path("venus.safetensors").exists()
+
+
+def test_files_that_the_documents_name_as_examples_exist():
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for name in re.findall(r"examples/[\w./-]+\.\w+", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{path.name}: {name}"
 
 
 def test_the_documents_links_lead_somewhere():

@@ -1,6 +1,7 @@
 """The placeholder may stand anywhere, and its word, and nothing else, is replaced."""
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -120,6 +121,29 @@ def test_plain_prompts_hold_no_weights():
     every = [sentence for kind in templates.TEMPLATES for sentence in templates.templates(kind)]
     plain = ["*s (oil on canvas)", "*s at (10:30)", "a *s -- in fog", "*s + a dog", "*s's house [detail]", "state-of-the-art *s"]
     assert words.other_syntax([*every, *plain]) is None
+
+
+@pytest.mark.parametrize(
+    ("token", "mend"),
+    [
+        ("fishes", "near it is fish."),
+        ("Red hats", "near it is red."),
+        ("portait", "near it is portrait."),
+        ("zzzq", "choose a more common word."),
+        ("", "choose a more common word."),
+        ("猫", "choose a more common word."),
+    ],
+)
+def test_a_word_of_several_tokens_is_told_the_near_ones(token, mend):
+    """Of the drawn world's vocabulary; every word that is named is one token itself."""
+    from e4t_jax.creatures.learning.tokenizer import build_tokenizer
+
+    own = build_tokenizer()
+    with pytest.raises(UserError, match=f"; {re.escape(mend)}") as raised:
+        words.domain_token_id(own, token)
+    named = raised.value.message.rpartition("; near it ")[2].removeprefix("are ").removeprefix("is ").rstrip(".")
+    for word in named.split(", ") if "near it" in raised.value.message else []:
+        assert words.domain_token_id(own, word) >= 0
 
 
 def test_a_domain_word_outside_the_vocabulary_is_an_error_even_as_one_unknown_token(tokenizer):

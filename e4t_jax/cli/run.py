@@ -14,12 +14,12 @@ from typing import Any, Literal, get_origin, get_type_hints
 import tyro
 
 from e4t_jax.checks import check_ranges
-from e4t_jax.cli.compiled_cache import keep_compiled_programs
 from e4t_jax.cli.parse_errors import Option, line_of_box, unknown_words
 from e4t_jax.cli.streams import ends_with_its_reader, is_unread
 from e4t_jax.errors import UserError
 from e4t_jax.files.places import local_path
 from e4t_jax.machine import is_out_of_memory
+from e4t_jax.tuning.compiled_cache import keep_programs
 
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")
@@ -76,7 +76,7 @@ def run(main: Callable[[Any], None], arguments: Sequence[str] | None = None, pro
     config = parse(config_type, arguments, program)
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"  # a line, without the place in the source
     if config.cache:
-        keep_compiled_programs()
+        keep_programs()
     try:
         check_ranges(config)
         main(with_local_paths(config))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from e4t_jax.concept import Concept
 from e4t_jax.data.grids import picture_grid
@@ -64,12 +63,7 @@ def draw_steps(
 def step_grid(drawn: DrawnSteps, prompts: Sequence[str], heading: str) -> UInt8[np.ndarray, "height width 3"]:
     """A row for each prompt: the picture given, and what is drawn after each number of steps."""
     titles = ["given", *("encoder alone" if number == 0 else f"{number} steps" for number in drawn.pictures)]
-    rows = [[_tile(drawn.given), *(_tile(pictures[row]) for pictures in drawn.pictures.values())] for row in range(len(prompts))]
-    return picture_grid(rows, titles=titles, labels=list(prompts), heading=heading)
-
-
-def _tile(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
-    """Small pictures magnified by whole pixels, large ones shrunk."""
-    times = _TILE // len(picture)
-    side, how = (times * len(picture), Image.Resampling.NEAREST) if times else (_TILE, Image.Resampling.LANCZOS)
-    return np.asarray(Image.fromarray(picture).resize((side, side), how))
+    rows = [[drawn.given, *(pictures[row] for pictures in drawn.pictures.values())] for row in range(len(prompts))]
+    size = len(drawn.given)
+    # Small pictures are magnified by whole pixels, large ones shrunk.
+    return picture_grid(rows, titles=titles, labels=prompts, heading=heading, side=max(1, _TILE // size) * min(size, _TILE))

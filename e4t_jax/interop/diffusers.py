@@ -11,7 +11,6 @@ along sampling trajectories of the domain's own prompts, which is the constant n
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.files.places import local_path
 from e4t_jax.interop.export_readme import LORA_FILE, WORD_FILE, folder_readme, lora_readme, word_readme
 from e4t_jax.interop.lora import lora
-from e4t_jax.interop.model_card import WRITTEN_BY, ModelCard, card_of, lora_metadata, word_metadata
+from e4t_jax.interop.model_card import ModelCard, card_of, check_not_lost, lora_metadata, word_metadata
 from e4t_jax.objective import effective_unet, own_reader
 from e4t_jax.sample import DrawnConcept, SampleSettings, sample_latents
 from e4t_jax.storage import check_writable, write_files
@@ -141,20 +140,8 @@ def _check_export(domain: Domain, concept: Concept, out: Path, format: str, dtyp
         raise UserError(f"{out} holds the base that the domain was trained on; choose another folder.", "out")
     if f"{concept.name}.safetensors" in (LORA_FILE, WORD_FILE):
         raise UserError(f"{concept.name} is the name of a file of the export itself; rename the concept's file.", "concept")
-    for name in (f"{concept.name}.safetensors", "README.md"):
-        # The concept's own file, say, or a project's README.
-        if os.path.lexists(out / name) and not _is_export(out / name):
-            raise UserError(f"{out / name} is no file of an export and would be lost; choose another folder.", "out")
+    check_not_lost(out, (f"{concept.name}.safetensors", "README.md"))
     return own
-
-
-def _is_export(path: Path) -> bool:
-    """Whether a file was written by an export before: it says so in its first kilobytes."""
-    try:
-        with open(path, "rb") as file:
-            return WRITTEN_BY.encode() in file.read(2**14)
-    except OSError:
-        return False
 
 
 def _stable_diffusion(domain: Domain) -> StableDiffusion:

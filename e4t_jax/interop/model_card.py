@@ -8,6 +8,8 @@ managers read the trigger word from `modelspec.trigger_phrase`.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +18,7 @@ from e4t_jax import registry
 from e4t_jax.bases import StableDiffusion
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
+from e4t_jax.errors import UserError
 
 WRITTEN_BY = "e4t export"  # stands in every file, so that one written before is known
 # Beginning of a Hub id, or the name of a base -> its licence, in the Hub's short names.
@@ -87,6 +90,21 @@ def licence_of(base: str) -> str | None:
     return next((licence for start, licence in _LICENCES.items() if base.lower().startswith(start)), None)
 
 
+def check_not_lost(out: Path, names: Iterable[str]) -> None:
+    """Errors: `UserError` where a file of one of these names is there that no export wrote: a concept's own, a project's README."""
+    for path in (out / name for name in names):
+        if os.path.lexists(path) and not _is_export(path):
+            raise UserError(f"{path} is no file of an export and would be lost; choose another folder.", "out")
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return WRITTEN_BY.encode() in file.read(2**14)
+    except OSError:
+        return False
+
+
 def word_metadata(card: ModelCard, trigger: str) -> dict[str, str]:
     """The header of an exported word: ModelSpec's, with what makes it a word of this concept."""
     return {
@@ -143,3 +161,25 @@ def front_matter(card: ModelCard) -> str:
         lines["base_model"] = card.base
     # A JSON string is a YAML string.
     return "\n".join(["---", *(f"{name}: {json.dumps(value)}" for name, value in lines.items()), "---"])
+
+
+def domain_readme(domain: Domain, notes: Iterable[str]) -> str:
+    """Of a domain in the public PyTorch code's format."""
+    base = base_title(domain.base_name)
+    lines = {"license": licence_of(base), "base_model": base if base.count("/") == 1 else None}
+    return "\n".join(
+        [
+            "---",
+            *(f"{name}: {json.dumps(value)}" for name, value in lines.items() if value is not None),
+            "---",
+            "",
+            f"# Domain {domain.domain_token}",
+            "",
+            f"An E4T domain (arXiv 2302.12228) on {base}, for the public PyTorch code, github.com/mkshing/e4t-diffusion. "
+            f"Written by `{WRITTEN_BY}-domain` of e4t-jax {metadata.version('e4t-jax')}.",
+            "",
+            *(f"* {note}" for note in notes),
+            "* `e4t import-reference` reads the folder back with the same numbers: e4t_jax.safetensors has what the format lacks.",
+            "",
+        ]
+    )

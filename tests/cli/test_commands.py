@@ -18,6 +18,7 @@ SCRIPTS = {
     "infer.generate": "--prompts",
     "infer.evaluate": "--concepts",
     "infer.export": "--format",
+    "infer.export_domain": "--domain",
     "infer.demo": "--seed",
 }
 

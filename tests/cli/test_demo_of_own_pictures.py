@@ -56,11 +56,12 @@ def test_the_grid_shows_given_and_drawn_in_rows_of_prompts():
         drawn = {steps: np.stack([np.full((side, side, 3), one, np.uint8) for one in own]) for steps, own in greys.items()}
         given = np.full((side, side, 3), 200, np.uint8)
         grid = step_grid(DrawnSteps(given, {}, drawn), SHOWCASE["face"], "me")
-        row, column = tile + 4 + 22, tile + 4
+        step = tile + 4
+        left, top = grid.shape[1] - 4 * step, grid.shape[0] - 4 * step  # texts stand before and above
         for prompt in range(4):
-            y = 48 + 4 + 22 + prompt * row + tile // 2
-            seen = [grid[y, 4 + place * column + tile // 2, 0] for place in range(4)]
+            seen = [grid[top + prompt * step + tile // 2, left + place * step + tile // 2, 0] for place in range(4)]
             assert seen == [200, *(own[prompt] for own in greys.values())]
+        assert min(left, top) > 40 and (grid[:top] < 200).any() and (grid[:, : left - 4] < 200).any()
 
 
 def test_every_kind_of_domain_has_its_prompts():

@@ -22,7 +22,7 @@ from public_checkpoints import HAS_TORCH, write_checkpoints
 from e4t_jax import bases
 from e4t_jax import domain as domain_module
 from e4t_jax.bases import StableDiffusion, load_base, open_base
-from e4t_jax.cli import base, cache, demo, evaluate, export, generate, import_reference, judges, pretrain, tune
+from e4t_jax.cli import base, cache, demo, evaluate, export, export_domain, generate, import_reference, judges, pretrain, tune
 from e4t_jax.cli.run import run
 from e4t_jax.creatures.judging import judge_stages
 from e4t_jax.creatures.learning import base_stages
@@ -47,7 +47,7 @@ COMMANDS = {
     "demo": demo.main,
     "train-base": base.main,
     "train-judges": judges.main,
-    **({"import-reference": import_reference.main} if HAS_TORCH else {}),
+    **({"import-reference": import_reference.main, "export-domain": export_domain.main} if HAS_TORCH else {}),
 }
 
 

@@ -7,9 +7,11 @@ One tensor at a time goes from file to file; what is held whole is the encoder t
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,7 @@ from e4t_jax.files.domain_files import load_domain, misfit, save_domain
 from e4t_jax.files.places import local_name, local_path
 from e4t_jax.interop.e4t_diffusion.files import CheckpointFile, check_text_encoder, read_unet, tensor_errors_as_one_line
 from e4t_jax.interop.e4t_diffusion.locate import PICTURE, Located, check_pytorch, locate
+from e4t_jax.interop.e4t_diffusion.own_numbers import FILE, read_own_numbers
 from e4t_jax.interop.e4t_diffusion.tensors import TOWER, State, factors_of, read_encoder, read_image_encoder, read_networks
 from e4t_jax.interop.e4t_diffusion.trained_on import difference_by_name, difference_by_weights
 from e4t_jax.objective import Trainable, fold
@@ -57,10 +60,11 @@ class _Parts(NamedTuple):
     """What is read of a checkpoint; its image encoder lies in a file."""
 
     encoder: Params
-    networks: Networks
+    networks: Networks | None
     factors: Factors  # what the networks say
     offsets_file: Path
     state: State  # of that file
+    settings: Mapping[str, Any] | None  # of a domain that was exported from here: fields of `Domain`
 
 
 def import_checkpoint(
@@ -152,6 +156,7 @@ def _write_image_encoder(found: Located, folder: Path, image_encoder: str | None
         raise UserError(f"{file} contains one; leave it out.", "image_encoder")
     with tensor_errors_as_one_line(file):
         config, tensors = read_image_encoder(state, file.name, found.settings.image_encoder)
+        config |= found.settings.image_encoder_config
     # Views of the mapped file: no more than pages of it are in memory.
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_file(folder / "config.json", to_json(config))
@@ -168,14 +173,19 @@ def _read_parts(found: Located) -> _Parts:
     with tensor_errors_as_one_line(file):
         networks = read_networks(state, file.name)
         factors = factors_of(networks)
-    return _Parts(encoder, networks, factors, file, state)
+    own = None if found.settings.is_tuned else read_own_numbers(file)
+    if own is None and not found.settings.is_tuned and any(re.search(r"\.to_[qkv]\.weight$", name) for name in state):
+        raise UserError(f"{file} holds kernels that belong to its offsets; give it with the {FILE} it was exported with.")
+    if own is None:
+        return _Parts(encoder, networks, factors, file, state, settings=None)
+    return _Parts(encoder, networks if own.has_networks else None, own.factors, file, state, settings=own.settings)
 
 
 def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encoder: str | None, open_clip: str) -> Domain:
     """The domain on its base, with shapes in place of the base's weights."""
     settings, base = found.settings, loaded.base
     assert isinstance(base, bases.StableDiffusion)
-    return Domain(
+    domain = Domain(
         found.base,
         settings.domain_token,
         base,
@@ -188,8 +198,9 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
         clip_features=_OPEN_CLIP[open_clip][0],
         clip_squash=base.vision.image_size,
         samples=loaded.samples,
-        networks=lambda: parts.networks,
+        networks=None if (networks := parts.networks) is None else lambda: networks,
     )
+    return dataclasses.replace(domain, **(parts.settings or {}))
 
 
 def _check_fits(found: Located, domain: Domain) -> None:
@@ -235,6 +246,8 @@ def _origin(reference: str | Path, found: Located, open_clip: str) -> dict[str, 
 
 
 def _notes(found: Located, parts: _Parts, open_clip: str) -> tuple[str, ...]:
+    if parts.settings is not None:
+        return (f"Read with the numbers it was exported with ({FILE}).",)
     settings, version, normed = found.settings, open_clip.replace("-", " "), _OPEN_CLIP[open_clip][1]
     notes = [f"Read as of OpenCLIP {version}, which norms {normed}; open_clip chooses the other."]
     has_unet = parts.offsets_file.name == "unet.pt"

@@ -8,16 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
+
 from e4t_jax import bases
+from e4t_jax.bases import StableDiffusion
 from e4t_jax.checks import SCALE, WEIGHT, Between
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
+from e4t_jax.interop.e4t_diffusion.tensors import read_image_encoder
+from e4t_jax.interop.model_card import WRITTEN_BY
 from e4t_jax.templates import templates
 from e4t_jax.words import PLACEHOLDER
 
 # The public code's lists of prompts by name, and the kind of captions here that each is.
 _TEMPLATES = {"normal": "object", "face": "face", "art": "art"}
 _REG_LAMBDA = 0.01  # the default of the public code's pretraining
+# (width, layers, patch) -> OpenCLIP's name of the tower, and of its weights with each activation.
+_TOWERS = {
+    (1280, 32, 14): ("ViT-H-14", "laion2b_s32b_b79k"),
+    (1024, 24, 14): ("ViT-L-14", "laion2b_s32b_b82k"),
+    (768, 12, 16): ("ViT-B-16", "laion2b_s34b_b88k"),
+    (768, 12, 32): ("ViT-B-32", "laion2b_s34b_b79k"),
+}
+_TOLD = "clip_vision_config"  # a key of ours, which the public code does not read
+_DEFAULTS = {"num_attention_heads": None, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 _TOKENS = {"face": "face", "art": "art", "style": "art"}
 
 
@@ -35,6 +49,7 @@ class CheckpointSettings:
     image_encoder: str  # the name of the OpenCLIP tower
     base: str | None  # the model it was trained on, as its trainer named it
     moved: Annotated[float, WEIGHT]  # how far tuning has moved a weight at most, about (`_moved`)
+    image_encoder_config: Mapping[str, Any]  # what of it no tensor tells, where a domain was exported from here
 
 
 def read_settings(file: Path) -> CheckpointSettings:
@@ -64,7 +79,15 @@ def read_settings(file: Path) -> CheckpointSettings:
         image_encoder=str(settings.get("clip_model_name_or_path")),
         base=base if isinstance(base, str) and base else None,
         moved=_moved(own),
+        image_encoder_config=_image_encoder_config(file, settings),
     )
+
+
+def _image_encoder_config(file: Path, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = settings.get(_TOLD, {})
+    if not isinstance(config, dict) or not set(config) <= set(_DEFAULTS):
+        raise UserError(f"{file}: {_TOLD} = {shortened(config)} is no image encoder's; export the domain again.")
+    return config
 
 
 def _moved(settings: Mapping[str, Any]) -> float:
@@ -99,3 +122,30 @@ def _number(file: Path, settings: Mapping[str, Any], name: str, within: Between,
     if isinstance(value, bool) or not isinstance(value, int | float) or value not in within:
         raise UserError(f"{file}: {name} = {shortened(value)} is out of range; it must be {within}.")
     return float(value)
+
+
+def config_of(domain: Domain, base: StableDiffusion, told: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a domain: what the public code's tuning and inference read; `told` as `image_encoder_config`."""
+    vision = base.vision
+    geometry = (vision.hidden_size, vision.num_hidden_layers, vision.patch_size)
+    tower, weights = _TOWERS.get(geometry, ("ViT-{}x{}-{}".format(*geometry), "none"))
+    names = {kind: name for name, kind in _TEMPLATES.items()}
+    config = {
+        "pretrained_model_name_or_path": domain.base_name,
+        "clip_model_name_or_path": f"{tower}::{'openai' if vision.hidden_act == 'quick_gelu' else weights}",
+        "domain_class_token": domain.domain_token,
+        "placeholder_token": PLACEHOLDER,
+        "prompt_template": names.get(domain.template, "a photo of {placeholder_token}"),
+        "domain_embed_scale": domain.scale,
+        "reg_lambda": domain.regularisation,
+        "written_by": f"{WRITTEN_BY}-domain",
+    }
+    return config | ({_TOLD: dict(told)} if told else {})
+
+
+def image_encoder_config(base: StableDiffusion, tower: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What an import would not tell from a tower's tensors and name (`tensors.read_image_encoder`), of this base's."""
+    name = "openai" if base.vision.hidden_act == "quick_gelu" else ""
+    told = {**_DEFAULTS, **read_image_encoder(tower, "encoder.pt", name)[0]}
+    own = {key: getattr(base.vision, key) for key in _DEFAULTS}
+    return {key: value for key, value in own.items() if told[key] != value}

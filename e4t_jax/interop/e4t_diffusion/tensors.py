@@ -22,7 +22,7 @@ State = Mapping[str, Any]  # name -> NumPy array; read, and refused, when it is 
 TOWER = "clip_vision."  # before the names of the image encoder's tensors
 _network_factors = jax.jit(factors_of_network)
 # Field of `OffsetNetwork` -> the tensor's name after its owner's.
-_NETWORK = {
+NETWORK = {
     "v": "v",
     "linear1_weight": "linear1.weight",
     "linear1_bias": "linear1.bias",
@@ -34,7 +34,7 @@ _NETWORK = {
     "row_bias": "linear_row.bias",
 }
 # OpenCLIP's name of a layer -> transformers'.
-_VISION = {
+VISION = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
     "attn.out_proj": "self_attn.out_proj",
@@ -63,7 +63,7 @@ def read_networks(state: State, file: str) -> Networks:
         raise UserError(f"{file} holds no weight offsets; give a checkpoint of the public E4T implementation.")
     networks = {}
     for owner in owners:
-        network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in _NETWORK.items()})
+        network = OffsetNetwork(**{ours: jnp.asarray(take(state, f"{owner}.{name}", file)) for ours, name in NETWORK.items()})
         path = re.sub(r"\.(\d+)(?=\.)", r"_\1", owner).replace(".", "/")
         networks[re.sub(r"wo_([qkv])$", r"to_\1", path)] = network
     return networks
@@ -149,7 +149,7 @@ def _vision_layer(of_tower: Callable[[str], np.ndarray], index: int) -> dict[str
     theirs, ours = f"transformer.resblocks.{index}", f"encoder.layers.{index}"
     tensors = {}
     for leaf in ("weight", "bias"):
-        for open_clip, name in _VISION.items():
+        for open_clip, name in VISION.items():
             tensors[f"{ours}.{name}.{leaf}"] = of_tower(f"{theirs}.{open_clip}.{leaf}")
         thirds = np.split(of_tower(f"{theirs}.attn.in_proj_{leaf}"), 3)
         for letter, third in zip("qkv", thirds, strict=True):

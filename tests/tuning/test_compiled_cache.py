@@ -1,13 +1,15 @@
 """Compiled programs that are kept between runs: a process that is killed while it keeps one spoils nothing."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.experimental import compilation_cache as kept
 
-from e4t_jax.cli.compiled_cache import forget_unfinished_programs
+from e4t_jax.tuning.compiled_cache import forget_unfinished_programs
 
 
 @pytest.fixture
@@ -54,3 +56,36 @@ def test_a_program_that_was_half_kept_is_kept_anew(keep_in, recwarn):
     recwarn.clear()
     assert half_kept(2) == whole and whole.read_bytes()
     assert not [str(one.message) for one in recwarn if "compilation cache" in str(one.message)]
+
+
+SCRIPT = """
+import jax, jax.numpy as jnp
+import e4t_jax as e4t
+jnp.ones(3).block_until_ready()  # something was compiled before
+folder = e4t.keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.endswith("cache_hits")))
+jax.jit(lambda x: x @ x + 1)(jnp.ones((8, 8))).block_until_ready()
+print(folder, any(hits))
+"""
+
+
+def run_script(**changes):
+    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME")}
+    environment |= {"PYTHONPATH": os.getcwd(), **changes}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_program_of_ones_own_keeps_what_it_compiles(tmp_path):
+    """The second process reads what the first compiled."""
+    where = str(tmp_path / "e4t-jax" / "compiled")
+    assert run_script(XDG_CACHE_HOME=str(tmp_path)) == [where, "False"]
+    assert run_script(XDG_CACHE_HOME=str(tmp_path)) == [where, "True"]
+
+
+def test_a_folder_that_jax_was_told_of_stays_and_one_that_cannot_be_written_is_no_error(tmp_path):
+    assert run_script(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == [str(tmp_path), "False"]
+    assert run_script(XDG_CACHE_HOME="/proc") == ["/proc/e4t-jax/compiled", "False"]
