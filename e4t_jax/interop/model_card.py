@@ -16,6 +16,7 @@ from pathlib import Path
 
 from e4t_jax import registry
 from e4t_jax.bases import StableDiffusion
+from e4t_jax.bases.hub import hub_id_of
 from e4t_jax.concept import Concept
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
@@ -81,8 +82,10 @@ def card_of(domain: Domain, base: StableDiffusion, concept: Concept, token: str)
 
 
 def base_title(base_name: str) -> str:
-    """A base's Hub id or name; of a folder its last part, since paths of one machine mean nothing on another."""
-    return base_name if registry.find("base", base_name) or not Path(base_name).is_dir() else Path(base_name).absolute().name
+    """A base's Hub id or name; of any other folder its last part: paths of one machine mean nothing on another."""
+    if registry.find("base", base_name) or not Path(base_name).is_dir():
+        return base_name
+    return hub_id_of(Path(base_name)) or Path(base_name).absolute().name
 
 
 def licence_of(base: str) -> str | None:

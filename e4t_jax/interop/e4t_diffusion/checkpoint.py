@@ -60,8 +60,8 @@ class _Parts(NamedTuple):
     """What is read of a checkpoint; its image encoder lies in a file."""
 
     encoder: Params
-    networks: Networks | None
-    factors: Factors  # what the networks say
+    networks: Networks | None  # None where they say the factors only nearly
+    factors: Factors
     offsets_file: Path
     state: State  # of that file
     settings: Mapping[str, Any] | None  # of a domain that was exported from here: fields of `Domain`
@@ -185,6 +185,7 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
     """The domain on its base, with shapes in place of the base's weights."""
     settings, base = found.settings, loaded.base
     assert isinstance(base, bases.StableDiffusion)
+    networks = parts.networks
     domain = Domain(
         found.base,
         settings.domain_token,
@@ -198,7 +199,7 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
         clip_features=_OPEN_CLIP[open_clip][0],
         clip_squash=base.vision.image_size,
         samples=loaded.samples,
-        networks=None if (networks := parts.networks) is None else lambda: networks,
+        networks=None if networks is None else lambda: networks,
     )
     return dataclasses.replace(domain, **(parts.settings or {}))
 
@@ -246,14 +247,16 @@ def _origin(reference: str | Path, found: Located, open_clip: str) -> dict[str, 
 
 
 def _notes(found: Located, parts: _Parts, open_clip: str) -> tuple[str, ...]:
-    if parts.settings is not None:
-        return (f"Read with the numbers it was exported with ({FILE}).",)
     settings, version, normed = found.settings, open_clip.replace("-", " "), _OPEN_CLIP[open_clip][1]
     notes = [f"Read as of OpenCLIP {version}, which norms {normed}; open_clip chooses the other."]
+    if parts.settings is not None:
+        notes = [f"Read with the numbers and settings that it was exported with ({FILE})."]
     has_unet = parts.offsets_file.name == "unet.pt"
     difference = difference_by_weights(settings, parts.state, found.base) if has_unet else difference_by_name(settings, found.base)
     if difference:
         notes.append(difference)
+    if parts.settings is not None:
+        return tuple(notes)
     notes.append(
         f"Its reg_lambda {settings.regularisation:g} weighs the sum of ‖e*‖² over a batch, so it is not our λ: tuning takes "
         f"{Domain.regularisation:g} of ‖s E‖² / ‖e_d‖², and recipe public {REGULARISATION:g} of that sum."

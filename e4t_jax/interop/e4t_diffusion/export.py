@@ -20,7 +20,6 @@ from e4t_jax.bases.stable_diffusion.names import to_torch
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, reason_of
 from e4t_jax.files.places import local_path
-from e4t_jax.interop.e4t_diffusion.locate import check_pytorch
 from e4t_jax.interop.e4t_diffusion.nearest_network import bounded, making_up, nearest_network
 from e4t_jax.interop.e4t_diffusion.own_numbers import FILE, pack_own_numbers
 from e4t_jax.interop.e4t_diffusion.settings import config_of, image_encoder_config
@@ -62,7 +61,7 @@ def export_domain(domain: Domain, out: str | Path) -> ExportedDomain:
     Errors: `UserError` without PyTorch, for a domain that the format cannot hold, and for a folder that cannot be written.
     """
     out = local_path(out, "out")
-    check_pytorch("written", None)
+    _check_pytorch()
     base = _check_domain(domain)
     check_writable(out)
     check_not_lost(out, ("config.json", "README.md"))
@@ -81,6 +80,15 @@ def export_domain(domain: Domain, out: str | Path) -> ExportedDomain:
         write_file(made / "README.md", domain_readme(domain, notes))
         move_files(made, out)
     return ExportedDomain(out, offsets.error, notes)
+
+
+def _check_pytorch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the public code's files are PyTorch's own and need it to be written; pip install 'e4t-jax[reference]'."
+        ) from None
 
 
 def _check_domain(domain: Domain) -> StableDiffusion:
@@ -106,8 +114,8 @@ def _check_domain(domain: Domain) -> StableDiffusion:
 
 def _offsets(domain: Domain, base: StableDiffusion) -> _Offsets:
     """The domain's own networks where it has them, else the nearest to its factors."""
-    networks: dict[str, OffsetNetwork] = dict(domain.networks()) if domain.networks is not None else {}
-    networks = networks or {name: nearest_network(factors) for name, factors in domain.factors.items()}
+    kept = domain.networks() if domain.networks is not None else {}
+    networks = dict(kept) or {name: nearest_network(factors) for name, factors in domain.factors.items()}
     missed = total = 0.0
     kernels: dict[str, np.ndarray] = {}
     for name, kernel in base.offset_kernels(domain.params["unet"]).items():
@@ -155,7 +163,10 @@ def _notes(domain: Domain, base: StableDiffusion, error: float) -> tuple[str, ..
         f"Use OpenCLIP {'2.23 or later, which norms all tokens' if normed else 'before 2.23, which norms the first token'}."
     )
     if domain.clip_features == "tokens":
-        notes.append("Its encoder learned from pictures that were resized with antialiasing, and the public code resizes without.")
+        notes.append(
+            "Its encoder learned from cropped pictures, resized with antialiasing; the public code squashes whole ones without it: "
+            "square pictures come nearest."
+        )
     if (base.clip_width, base.feature_width) != (_VISION_WIDTH, _FEATURES):
         notes.append(
             f"The public code's encoder is made for CLIP's width {_VISION_WIDTH} and {_FEATURES} features of the U-Net, these are "

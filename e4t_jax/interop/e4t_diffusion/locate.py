@@ -26,10 +26,10 @@ class Located(NamedTuple):
     base: str
 
 
-def check_pytorch(to_be: str = "read", argument: str | None = "reference") -> None:
+def check_pytorch() -> None:
     """Errors: `UserError` where PyTorch is not installed: a checkpoint's format is its own."""
     if importlib.util.find_spec("torch") is None:
-        raise UserError(f"checkpoints of the public code need PyTorch to be {to_be}; pip install 'e4t-jax[reference]'.", argument)
+        raise UserError("checkpoints of the public code need PyTorch to be read; pip install 'e4t-jax[reference]'.", "reference")
 
 
 def locate(reference: str | Path, base: str | None = None, revision: str | None = None) -> Located:

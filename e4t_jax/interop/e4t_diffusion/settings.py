@@ -125,7 +125,10 @@ def _number(file: Path, settings: Mapping[str, Any], name: str, within: Between,
 
 
 def config_of(domain: Domain, base: StableDiffusion, told: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of a domain: what the public code's tuning and inference read; `told` as `image_encoder_config`."""
+    """config.json of a domain: what the public code's tuning and inference read; `told` as `image_encoder_config`.
+
+    Its reg_lambda weighs another sum than our λ does, so that is the public code's own default.
+    """
     vision = base.vision
     geometry = (vision.hidden_size, vision.num_hidden_layers, vision.patch_size)
     tower, weights = _TOWERS.get(geometry, ("ViT-{}x{}-{}".format(*geometry), "none"))
@@ -137,7 +140,7 @@ def config_of(domain: Domain, base: StableDiffusion, told: Mapping[str, Any]) ->
         "placeholder_token": PLACEHOLDER,
         "prompt_template": names.get(domain.template, "a photo of {placeholder_token}"),
         "domain_embed_scale": domain.scale,
-        "reg_lambda": domain.regularisation,
+        "reg_lambda": _REG_LAMBDA,
         "written_by": f"{WRITTEN_BY}-domain",
     }
     return config | ({_TOLD: dict(told)} if told else {})

@@ -20,7 +20,7 @@ def module_name(path: str) -> str:
 
 
 def offsets_state(networks: Mapping[str, OffsetNetwork]) -> State:
-    """What `tensors.read_offsets` reads, of every network by its kernel's name."""
+    """What `tensors.read_networks` reads, of every network by its kernel's name."""
     state: dict[str, np.ndarray] = {}
     for path, network in networks.items():
         owner = re.sub(r"\.to_([qkv])$", r".wo_\1", module_name(path))
