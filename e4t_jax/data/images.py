@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from e4t_jax.bases.stable_diffusion.bicubic import bicubic_weights
+from e4t_jax.bases.image_encoders.bicubic import bicubic_weights
 from e4t_jax.errors import UserError, reason_of
 
 _FEWEST_PIXELS = 8

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from e4t_jax import registry
-from e4t_jax.bases import LoadedBase, open_base
+from e4t_jax.bases import Base, LoadedBase
 from e4t_jax.checks import check_ranges
 from e4t_jax.data.batches import training_batches
 from e4t_jax.data.cache import CachedRows, check_made_for
@@ -26,7 +26,7 @@ from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import Preview, preview
 from e4t_jax.pretraining.run_log import RunLog
-from e4t_jax.pretraining.settings import DomainSettings, or_preset
+from e4t_jax.pretraining.settings import DomainSettings, Seen, or_preset
 from e4t_jax.pretraining.step import Observers, PretrainSettings, frozen_weights, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
@@ -98,7 +98,7 @@ def pretrain(
     check_ranges(settings)
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
-    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}), domain, settings, work=Path(work), say=say)
+    inputs = _open_inputs(Source(base, data, image_encoder, policy, domain), domain, settings, work=Path(work), say=say)
     record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
     with _checkpoints(Path(work), record, inputs.method, resume=resume, say=say) as checkpoints:
         # Not before the run is known to be this one.
@@ -131,11 +131,12 @@ class Source(NamedTuple):
     base: str
     data: str
     image_encoder: str | None
-    policy: Mapping[str, Any]
+    policy: Mapping[str, Any] | None
+    seen: Seen
 
     def open(self) -> LoadedBase:
         """The base with all of its weights."""
-        return open_base(self.base, self.image_encoder, **self.policy)
+        return self.seen.open(self.base, self.image_encoder, self.policy)
 
 
 class _Inputs(NamedTuple):
@@ -172,13 +173,13 @@ def _open_inputs(
     scene_captions(domain.template)
     loaded = source.open()
     base, fingerprint = loaded.base, base_fingerprint(loaded.stored)
-    method = make_method(base, domain.domain_token, clip_features=domain.clip_features)
+    method = make_method(base, domain.domain_token)
     broken, held = Broken(say), settings.held_out
     read = partial(open_pictures, source.data, base.image_size, work / "data")
     pictures = read(broken, Split(held, validation=False) if held else None)
     held_out = read(Broken(say), Split(held, validation=True)) if held else None
     if source.data.startswith("cache:"):
-        _check_cache(Path(source.data.removeprefix("cache:")), fingerprint, method)
+        _check_cache(Path(source.data.removeprefix("cache:")), base, fingerprint)
         loaded = loaded._replace(params={part: loaded.params[part] for part in READ_BY_RUNS})  # the rest makes room
     words = partial(tokenize, base.tokenizer, domain_token=domain.domain_token)
     of_data = partial(training_batches, tokenize=words, prompts=prompts, seed=settings.seed)
@@ -294,13 +295,12 @@ def _domain_of(
         image_encoder=source.image_encoder,
         guidance=domain.guidance,
         template=domain.template,
-        clip_features=domain.clip_features,
         samples=loaded.samples,
     )
 
 
-def _check_cache(folder: Path, base: str, method: Method) -> None:
+def _check_cache(folder: Path, base: Base, fingerprint: str) -> None:
     """A cache was made with this base, and is whole: every process verifies its share of the shards."""
     rows = CachedRows(folder)
-    check_made_for(folder, rows.manifest, base, clip_features=method.clip_features, image_size=method.base.image_size)
+    check_made_for(folder, rows.manifest, base, fingerprint)
     rows.check(share_of(range(len(rows.paths))))
