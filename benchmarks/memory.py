@@ -36,10 +36,11 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the TPU's compiler is asked for by name
+    from e4t_jax.bases import load_base_shapes
     from e4t_jax.pretraining.aot import domain_shapes, lower_generate, lower_tune
     from e4t_jax.tuning.tune import TuneSettings
 
-    domain = domain_shapes(options.base, policy={"dtype": "bfloat16", "remat": "blocks"})
+    domain = domain_shapes(load_base_shapes(options.base, dtype="bfloat16", remat="blocks"))
     settings = TuneSettings(scope=options.scope, batch_size=options.batch_size)
 
     def lower(device: Any, count: int) -> Any:

@@ -53,14 +53,14 @@ class Model:
         self.denoiser = place(Denoiser(UNet2DConditionModel.from_config(configs["unet"])))
         self.vae = place(AutoencoderKL.from_config(configs["vae"]))
         self.text = place(CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])))
-        self.vision = place(CLIPVisionModel(CLIPVisionConfig(**configs["image_encoder"])))
+        self.vision = place(CLIPVisionModel(CLIPVisionConfig(**dict(base.image_encoder.config))))
         self.scheduler = DDIMScheduler.from_config(configs["scheduler"])
         self.ids = torch.arange(self.text.config.max_position_embeddings, device=device)[None] % 100
         self.kernels = {name: weight for name, weight in self.denoiser.named_parameters() if name.endswith(_OFFSET)}
-        clip, text = base.clip_width, base.text_width
+        clip, text = base.image_encoder.width, base.text_width
         shapes = {"hidden": (base.feature_width, clip), "g": (clip, clip), "shared": (2 * clip, clip), "final": (clip, text)}
         self.learned = {name: 0.02 * torch.randn(shape, device=device) for name, shape in shapes.items()}
-        self.learned["layers"] = 0.02 * torch.randn((base.feature_count("layers"), clip, clip), device=device)
+        self.learned["layers"] = 0.02 * torch.randn((base.image_encoder.count, clip, clip), device=device)
         for name, weight in self.kernels.items():
             self.learned[f"{name} rows"] = torch.zeros((weight.shape[0], 3), device=device)
             self.learned[f"{name} columns"] = torch.randn((3, weight.shape[1]), device=device)

@@ -44,7 +44,7 @@ def child() -> None:
     domain = load_domain("creatures")
     base, method, frozen = domain.base, domain.method, domain.frozen
     keys = jax.random.split(jax.random.key(0), 4)
-    clip = jax.random.normal(keys[1], (16, method.encoder.clip_layers, base.clip_width))
+    clip = jax.random.normal(keys[1], (16, method.encoder.clip_layers, method.encoder.clip_width))
     latents = jax.random.normal(keys[0], (16, *base.latent_shape))
     ids, placeholder = (jnp.asarray(part) for part in domain.tokenize(["a photo of *s in the snow"] * 16))
     batch = ConceptBatch(latents, clip, ids, placeholder, jnp.ones(latents.shape[:3]))
@@ -73,7 +73,7 @@ def child() -> None:
     draw = jax.jit(sample_latents)
 
     def sampling():
-        steps, folded = sampler(method.schedule, "ddim", 10), jnp.zeros(base.clip_width)
+        steps, folded = sampler(method.schedule, "ddim", 10), jnp.zeros(method.encoder.clip_width)
         if older:
             return draw(method, steps, Trainable(), frozen, folded, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])
         run = Drawing(method, steps, frozen, {}, ids[:4], placeholder[:4], latents[:4], 4.0, keys[3])

@@ -94,7 +94,7 @@ def given(domain: Any, scope: str) -> tuple[Any, Any]:
 
     generator, base = np.random.default_rng(0), domain.base
     latents = generator.standard_normal((6, *base.latent_shape), np.float32)
-    clip = generator.standard_normal((domain.method.encoder.clip_layers, base.clip_width), np.float32)
+    clip = generator.standard_normal((domain.method.encoder.clip_layers, domain.method.encoder.clip_width), np.float32)
     views = Views(latents, clip, np.ones(latents.shape[:3], np.float32))
     recipe = TuneSettings(scope=scope, steps=_STEPS, batch_size=_BATCH).recipe_of(domain.regularisation)
     own = views, tuple(domain.tokenize(["a photo of *s in the snow"] * PROMPTS)), np.uint32(1)

@@ -54,7 +54,7 @@ def draws(domain: Any) -> list[tuple[Any, Any, Any]]:
 
     generator, base = np.random.default_rng(0), domain.base
     ids, placeholder = domain.tokenize(["a photo of *s in the snow"] * _BATCH)
-    clip = generator.standard_normal((1, domain.method.encoder.clip_layers, base.clip_width), np.float32)
+    clip = generator.standard_normal((1, domain.method.encoder.clip_layers, domain.method.encoder.clip_width), np.float32)
     drawn = []
     for _ in range(_STEPS):
         latents, noise = generator.standard_normal((2, _BATCH, *base.latent_shape), np.float32)

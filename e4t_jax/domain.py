@@ -59,8 +59,7 @@ class Domain:
     regularisation: float = 0.0016  # λ of pretraining and tuning; the paper's 0.01 ‖e_d‖² where words are 0.4 long
     guidance: float = 7.5  # classifier-free, where a call names none
     template: str = "neutral"  # the kind of captions to look for (`templates.SCENES`)
-    image_encoder: str | None = None  # name of CLIP's, where the base brings none
-    clip_features: str = "layers"  # what of CLIP's the encoder sees
+    image_encoder: str | None = None  # its name, where the base brings none
     clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
     networks: Callable[[], Networks] | None = None  # reads the networks that the factors were made of, where an import kept them
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
@@ -71,7 +70,7 @@ class Domain:
     @cached_property
     def method(self) -> Method:
         """The modules, the noise schedule and the numbers of the loss, as the functions of `objective` take them."""
-        return make_method(self.base, self.domain_token, self.scale, self.clip_features)
+        return make_method(self.base, self.domain_token, self.scale)
 
     @property
     def frozen(self) -> Frozen:
@@ -95,7 +94,7 @@ class Domain:
         if description is None:
             return None
         schedule = [getattr(self.method.schedule, field.name) for field in static_fields(self.method.schedule)]
-        own = [description, schedule, self.scale, self.clip_features]
+        own = [description, schedule, self.scale]
         return [*own, *([type(part).__name__, *(getattr(part, field.name) for field in static_fields(part))] for part in parts)]
 
     @cached_property
@@ -272,7 +271,7 @@ class Domain:
         run = self.drawing(prompts, settings)
         plain = self.frozen._replace(factors=None)
         run = dataclasses.replace(run, frozen=plain, placeholder=jnp.zeros_like(run.placeholder))
-        own = DrawnConcept(Trainable(), np.zeros(self.base.clip_width, np.float32))
+        own = DrawnConcept(Trainable(), np.zeros(self.base.image_encoder.width, np.float32))
         ((_, made),) = over(draw_concept, run, [(None, own)], 1, lower="prompts")
         return np.repeat(_pictures(Outcome("the class"), made).unwrap()[None], count, axis=0)
 

@@ -34,12 +34,11 @@ def encode_pictures(
     images: Float[Array, "batch h w 3"],
     masks: Float[Array, "batch h w"],
     *,
-    clip_features: str,
     seen: Float[Array, "pictures h w 3"] | None = None,
 ) -> Encoded:
     """Latents and masks of `images`, and φ_clip of the same pictures, or of those in `seen`; pictures in [-1, 1]."""
     latents = base.encode(weights.vae, images)
-    clip = base.see(weights.image_encoder, images if seen is None else seen, clip_features)
+    clip = base.image_encoder.see(weights.image_encoder, images if seen is None else seen)
     return Encoded(latents, clip, shrink_mask(masks, latents.shape[1]))
 
 

@@ -41,23 +41,21 @@ class Method:
     empty_ids: Int[Array, "1 length"]  # the empty prompt
     domain_id: Int[Array, ""]  # the domain token
     scale: float = struct.field(pytree_node=False, default=0.1)  # s
-    clip_features: str = struct.field(pytree_node=False, default="layers")  # what of CLIP's the encoder sees (`Base.see`)
 
 
-def make_method(base: Base, domain_token: str, scale: float = 0.1, clip_features: str = "layers") -> Method:
-    """The static side of a domain on this base; `clip_features` is what the encoder sees (`Base.see`).
+def make_method(base: Base, domain_token: str, scale: float = 0.1) -> Method:
+    """The static side of a domain on this base.
 
     Errors: `UserError` when the domain token is not one token.
     """
     empty = base.tokenizer("", padding="max_length", max_length=base.tokenizer.model_max_length).input_ids
     return Method(
         base=base,
-        encoder=ConceptEncoder(base.feature_count(clip_features), base.clip_width, base.text_width),
+        encoder=ConceptEncoder(base.image_encoder.count, base.image_encoder.width, base.text_width),
         schedule=noise_schedule(base.scheduler),
         empty_ids=jnp.asarray([empty]),
         domain_id=jnp.asarray(domain_token_id(base.tokenizer, domain_token)),
         scale=scale,
-        clip_features=clip_features,
     )
 
 

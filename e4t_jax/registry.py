@@ -5,7 +5,8 @@
     data          name -> (folder for prepared files) -> a source for `grain.MapDataset.source`: rows with image, mask, caption
     preview       name of data -> (domain learned on it) -> a `previews.Preview`, where another than `previews.preview` is wanted
     preset        name of data or of a base -> () -> the `pretraining.settings.Preset` that is taken where none is given
-    architecture  `_class_name` of model_index.json -> (folder, image_encoder=…, **policy) -> `bases.LoadedBase`, or (base, weights)
+    architecture  `_class_name` of model_index.json -> what reads a base from a folder (`bases.load`)
+    image_encoder `model_type` of config.json -> what makes a `bases.ImageEncoder` of it (`bases.image_encoders`)
 
 Another package adds its own names with `register`. Tables whose rows lie in memory anyway (`tuning.scopes.SCOPES`,
 `samplers.METHODS`, `evaluation.metrics.METRICS`) are plain dicts with typed rows: there is nothing to import on demand.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Literal, get_args
 
-Kind = Literal["base", "domain", "data", "preview", "preset", "architecture"]
+Kind = Literal["base", "domain", "data", "preview", "preset", "architecture", "image_encoder"]
 _WORLD = "e4t_jax.creatures"
 _ENTRIES: dict[str, dict[str, str]] = {kind: {} for kind in get_args(Kind)}
 
@@ -48,6 +49,8 @@ register("base", "creatures", f"{_WORLD}.shipped:base_folder")
 register("domain", "creatures", f"{_WORLD}.shipped:domain_folder")
 register("domain", "faces", "e4t_jax.interop.e4t_diffusion.public_domains:faces_folder")
 register("architecture", "StableDiffusionPipeline", "e4t_jax.bases.stable_diffusion.folder:open_folder")
+for _name in ("clip", "clip_vision_model"):
+    register("image_encoder", _name, "e4t_jax.bases.image_encoders.clip:make")
 for _name in ("creatures", "fish"):
     register("data", _name, f"{_WORLD}.world.dataset:open_{_name}")
     register("preview", _name, f"{_WORLD}.judging.validation:look_at_validation")

@@ -69,7 +69,7 @@ def write_tiny_world(folder: Path) -> World:
     loaded = load_domain(world.domain)
     for index, path in enumerate(world.concepts):
         trainable = start(loaded.method, loaded.frozen, SCOPES["compact"], jax.random.key(index))
-        save_concept(path, Concept(path.stem, "compact", loaded.fingerprint, trainable, jnp.ones(loaded.base.clip_width)))
+        save_concept(path, Concept(path.stem, "compact", loaded.fingerprint, trainable, jnp.ones(loaded.base.image_encoder.width)))
     for index in range(4):
         pixels = np.random.default_rng(index).integers(0, 255, (16, 16, 3), np.uint8)
         write_file(world.pictures / f"{index}.png", encode_png(pixels))

@@ -83,7 +83,7 @@ def concept_batch(domain):
     ids, placeholder = domain.tokenize(prompts)
     return ConceptBatch(
         latents=jax.random.normal(keys[0], (4, *domain.base.latent_shape)),
-        clip=jax.random.normal(keys[1], (4, domain.base.feature_count(), domain.base.clip_width)),
+        clip=jax.random.normal(keys[1], (4, domain.base.image_encoder.count, domain.base.image_encoder.width)),
         ids=jnp.asarray(ids),
         placeholder=jnp.asarray(placeholder),
         mask=jax.random.uniform(keys[2], (4, *domain.base.latent_shape[:2])),

@@ -79,7 +79,7 @@ def test_place_and_medium_are_read_off_pictures_in_any_style():
     ids, placeholder = (jnp.asarray(part).reshape(len(STYLES), len(CONTEXTS), -1) for part in creatures.tokenize(captions))
     pictures = as_floats(trial.pictures)
     latents = creatures.base.encode(creatures.params["vae"], jnp.asarray(pictures))
-    clip = creatures.base.see(creatures.params["image_encoder"], pictures, creatures.clip_features)
+    clip = creatures.base.image_encoder.see(creatures.params["image_encoder"], pictures)
 
     @jax.jit
     def read(latents, clip):

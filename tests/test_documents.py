@@ -57,7 +57,10 @@ def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, addition
     assert list(names["figures"]) == ["brightness"]
     assert len(names["rows"]) == 8 and names["learned"].factors
     assert preset_of("elsewhere", "stripes").domain.domain_token == "toy"
-    for module in ("stripes", "stripes_preset", "sketch_base"):
+    seen = names["coarse_domain"].base.image_encoder
+    assert (seen.features, seen.count, seen.width) == ("coarse", 4, 16)
+    assert names["coarse_domain"].encoder["layer_kernels"].shape == (4, 16, 16)
+    for module in ("stripes", "stripes_preset", "sketch_base", "patch_encoder"):
         sys.modules.pop(module, None)
 
 

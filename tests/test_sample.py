@@ -16,7 +16,7 @@ from e4t_jax.samplers import sampler
 def drawing(domain, steps, concepts):
     """Two prompts to draw some concepts in, and their folded pictures."""
     ids, placeholder = domain.tokenize(["a photo of *s", "*s in the snow"])
-    folded = jax.random.normal(jax.random.key(0), (concepts, domain.base.clip_width))
+    folded = jax.random.normal(jax.random.key(0), (concepts, domain.base.image_encoder.width))
     noise = jax.random.normal(jax.random.key(1), (2, *domain.base.latent_shape))
     return Drawing(
         method=domain.method,
@@ -67,7 +67,7 @@ def test_a_prompt_has_its_noise_in_any_company_and_order():
 @pytest.mark.parametrize("sampling", ["ddim", "euler-ancestral"])
 def test_a_prompt_gives_its_picture_in_any_company_and_under_any_generator_setting(domain, sampling):
     """1/255, as uint8."""
-    folded = np.asarray(jax.random.normal(jax.random.key(0), (domain.base.clip_width,)))
+    folded = np.asarray(jax.random.normal(jax.random.key(0), (domain.base.image_encoder.width,)))
     concept = Concept("venus", "compact", domain.fingerprint, Trainable(), folded)
     prompts = ["*s in the snow", "a photo of *s", "*s at night"]
 

@@ -11,18 +11,18 @@ from e4t_jax.bases.load import (
     open_base,
     survey_base,
 )
-from e4t_jax.bases.protocol import Base, LoadedBase, Params
-from e4t_jax.bases.stable_diffusion.base import CLIP_FEATURES, StableDiffusion
+from e4t_jax.bases.protocol import Base, ImageEncoder, LoadedBase, Params
+from e4t_jax.bases.stable_diffusion.base import StableDiffusion
 from e4t_jax.bases.stable_diffusion.folder import fill_part, load_folder, load_part, save_folder, save_part, write_json
 from e4t_jax.bases.stable_diffusion.geometries import TEXT_LENGTH, VOCABULARY, geometry
 from e4t_jax.bases.stable_diffusion.names import torch_name
 
 __all__ = [
-    "CLIP_FEATURES",
     "IMAGE_ENCODER",
     "TEXT_LENGTH",
     "VOCABULARY",
     "Base",
+    "ImageEncoder",
     "LoadedBase",
     "Params",
     "StableDiffusion",

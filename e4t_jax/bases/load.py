@@ -1,6 +1,10 @@
 """A base model by name: what ships with the package, a folder, a Hub id, or random weights of a true geometry.
 
-Another architecture is a folder beside `stable_diffusion` and a line in `registry`.
+Another architecture is a folder beside `stable_diffusion` and a line in `registry`: a function
+
+    (folder, image_encoder=None, clip_features=None, **policy) -> LoadedBase, or (base, weights)
+
+whose `image_encoder` is a folder, what finds one, or "random:…", as in `stable_diffusion.folder.open_folder`.
 """
 
 from __future__ import annotations
@@ -29,27 +33,31 @@ _RANDOM_IMAGE_ENCODER = f"{RANDOM}vit-h14"
 _PAPERS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
-def load_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+def load_base(
+    name: str, image_encoder: str | None = None, *, clip_features: str | None = None, **policy: Any
+) -> tuple[Base, Params]:
     """A base model by name: its static side and its weights, keyed "vae", "unet", "text_encoder", "image_encoder".
 
     Args:
         name: "creatures", a folder in the diffusers layout, a Hub id, "random:sd15" or "random:sd21".
-        image_encoder: CLIP's image encoder for bases that bring none: a folder or Hub id in transformers' format,
-            "random:vit-l14" or "random:vit-h14"; the paper's ViT-H/14 where not given.
+        image_encoder: The image encoder for bases that bring none: a folder or Hub id in transformers' format,
+            "random:vit-l14" or "random:vit-h14"; the paper's CLIP ViT-H/14 where not given.
+        clip_features: Which of its states the concept encoder sees (CLIP's: `image_encoders.clip`); its default where not given.
         policy: How the networks compute, and what their kernels lie in, where not in float32: `dtype="bfloat16"`,
             `remat="blocks"`, `attention="xla"`.
 
     Errors: `UserError` for a name that leads nowhere, and for files that are missing, damaged or of another architecture.
     """
-    return open_base(name, image_encoder, **policy)[:2]
+    return open_base(name, image_encoder, clip_features=clip_features, **policy)[:2]
 
 
-def open_base(name: str, image_encoder: str | None = None, **policy: Any) -> LoadedBase:
+def open_base(name: str, image_encoder: str | None = None, *, clip_features: str | None = None, **policy: Any) -> LoadedBase:
     """`load_base` with what tells the base's weights from others, however they were cast."""
     if name.startswith(RANDOM):
-        return LoadedBase(*random_base(name, image_encoder, **policy))
+        return LoadedBase(*random_base(name, image_encoder, clip_features=clip_features, **policy))
     folder = base_folder(name)
-    return LoadedBase(*_reader_of(folder)(folder, image_encoder=_image_encoder_of(folder, image_encoder), **policy))
+    found = _image_encoder_of(folder, image_encoder)
+    return LoadedBase(*_reader_of(folder)(folder, image_encoder=found, clip_features=clip_features, **policy))
 
 
 def survey_base(name: str, image_encoder: str | None = None) -> LoadedBase:
@@ -75,7 +83,7 @@ def base_folder(name: str) -> Path:
 
 
 def image_encoder_folder(name: str | None = None) -> Path:
-    """The folder of CLIP's image encoder, by folder or Hub id; the paper's where not given.
+    """The folder of an image encoder, by folder or Hub id; the paper's where not given.
 
     Errors: `UserError` for a name that leads nowhere.
     """
@@ -102,31 +110,36 @@ def local_folder(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def random_base(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+def random_base(
+    name: str, image_encoder: str | None = None, *, clip_features: str | None = None, **policy: Any
+) -> tuple[Base, Params]:
     """Random weights of the true geometry "random:sd15" or "random:sd21", and a tokenizer of the words of our prompts.
 
     Errors: `UserError` for another name.
     """
-    base = _geometry(name, image_encoder).with_policy(**policy)
+    base = _geometry(name, image_encoder, clip_features).with_policy(**policy)
     check_holds(base.param_shapes(), jax.local_devices()[:1], f"the weights of {name}")
     return base, base.random_params(jax.random.key(0))
 
 
-def load_base_shapes(name: str, image_encoder: str | None = None, **policy: Any) -> tuple[Base, Params]:
+def load_base_shapes(
+    name: str, image_encoder: str | None = None, *, clip_features: str | None = None, **policy: Any
+) -> tuple[Base, Params]:
     """`load_base` with shapes in place of weights: of a random base none is drawn."""
     if not name.startswith(RANDOM):
-        base, params = load_base(name, image_encoder, **policy)
+        base, params = load_base(name, image_encoder, clip_features=clip_features, **policy)
         return base, jax.eval_shape(lambda: params)
-    base = _geometry(name, image_encoder).with_policy(**policy)
+    base = _geometry(name, image_encoder, clip_features).with_policy(**policy)
     return base, base.param_shapes()
 
 
-def _geometry(name: str, image_encoder: str | None) -> StableDiffusion:
+def _geometry(name: str, image_encoder: str | None, clip_features: str | None) -> StableDiffusion:
     eyes = image_encoder or _RANDOM_IMAGE_ENCODER
     if not eyes.startswith(RANDOM):
         raise UserError(f"{eyes} does not go with the base {name}; choose random:vit-l14 or random:vit-h14.", "image_encoder")
     parts = (part.removeprefix(RANDOM) for part in (name, eyes))
-    return StableDiffusion(geometry(*parts), tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY))
+    tokenizer = tokenizer_of_words(known_words(), TEXT_LENGTH, VOCABULARY)
+    return StableDiffusion(geometry(*parts), tokenizer, clip_features=clip_features)
 
 
 def _reader_of(folder: Path) -> Callable[..., Any]:

@@ -23,8 +23,48 @@ Conditioning = Any
 
 
 @runtime_checkable
+class ImageEncoder(Protocol):
+    """How the concept encoder sees pictures: the static side of a frozen network that gives L states of width D for each, φ_clip.
+
+    Which states those are was chosen when it was made. It is a base's `image_encoder`, and no other part of one knows its kind.
+    """
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The content of its config.json, of which `bases.image_encoders.image_encoder_of` makes its equal."""
+        ...
+
+    @property
+    def features(self) -> str:
+        """Which states `see` gives, by a name that its maker takes: "layers", "tokens"."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """L, how many states `see` gives."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """D, the numbers of one state."""
+        ...
+
+    def see(self, weights: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b states width"]:
+        """φ_clip of pictures in [-1, 1] of any size."""
+        ...
+
+    def embed(self, weights: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
+        """Pictures in [-1, 1] in the space of `Base.embed_text`, for measures; not normalised."""
+        ...
+
+    def param_shapes(self) -> Params:
+        """The weights' shapes, by the names they have in files; nothing is allocated."""
+        ...
+
+
+@runtime_checkable
 class Base(Protocol):
-    """Encoder and decoder of pictures, two readers (of pictures and of words), and a denoiser.
+    """Encoder and decoder of pictures, a reader of words, a denoiser, and the image encoder that goes with them.
 
     Axes: b pictures or prompts; h × w pixels; y × x latents of c channels; n tokens of a prompt; d the width of a word embedding.
     """
@@ -55,8 +95,8 @@ class Base(Protocol):
         ...
 
     @property
-    def clip_width(self) -> int:
-        """The numbers of one state of φ_clip."""
+    def image_encoder(self) -> ImageEncoder:
+        """What gives φ_clip, and which states of it."""
         ...
 
     @property
@@ -81,14 +121,6 @@ class Base(Protocol):
         """Pictures of latents as `encode` gives them; about [-1, 1], not clipped."""
         ...
 
-    def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str) -> Float[Array, "b states width"]:
-        """φ_clip of pictures in [-1, 1] of any size; `kind` says which states: "layers" or "tokens"."""
-        ...
-
-    def feature_count(self, kind: str) -> int:
-        """How many states `see` gives of that kind."""
-        ...
-
     def look_up(self, text_encoder: Params, ids: Int[Array, "*shape"]) -> Float[Array, "*shape width"]:
         """The word embeddings of token ids, before positions are added."""
         ...
@@ -99,10 +131,6 @@ class Base(Protocol):
 
     def embed_text(self, text_encoder: Params, ids: Int[Array, "b n"]) -> Float[Array, "b shared"]:
         """Prompts in CLIP's space of texts and pictures, for measures; not normalised."""
-        ...
-
-    def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
-        """Pictures in [-1, 1] in CLIP's space of texts and pictures, for measures; not normalised."""
         ...
 
     def denoise(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from e4t_jax.checks import BatchSize, Count, Whole
 from e4t_jax.cli.run import NetworkCommand
@@ -23,8 +23,8 @@ class Config(NetworkCommand):
     """Base model, as `e4t pretrain` takes it; random:sd15 and random:sd21 are not even drawn."""
     image_encoder: str | None = None
     """CLIP's, as `e4t pretrain` takes it."""
-    clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees."""
+    clip_features: str = "layers"
+    """What of CLIP's the encoder sees: layers or tokens."""
     data: Literal["pictures", "cache"] = "pictures"
     """What the step reads: pictures, with VAE and CLIP in the step, or rows that `e4t cache` wrote, with neither."""
     what: Literal["pretrain", "tune", "generate"] = "pretrain"
@@ -50,19 +50,20 @@ def main(config: Config) -> None:
 
     # The compiler is asked for by name; nothing is to be found on this machine but its CPU.
     jax.config.update("jax_platforms", "cpu")
+    from e4t_jax.bases import load_base_shapes
     from e4t_jax.pretraining import aot
 
     devices = aot.topology_devices(config.topology)
     policy = config.policy(on_accelerator=True)
-    model: dict[str, Any] = {"image_encoder": config.image_encoder, "clip_features": config.clip_features, "policy": policy}
+    model = load_base_shapes(config.base, config.image_encoder, clip_features=config.clip_features, **policy)
     count = config.per_device_batch or (8 if config.what == "pretrain" else 1)
     began = time.monotonic()
     if config.what == "pretrain":
         settings = PretrainSettings(parallel=config.parallel, fsdp=config.fsdp, accumulate=config.accumulate)
         cached = config.data == "cache"
-        program = aot.compile_pretraining(devices, config.base, count, settings, cached=cached, **model)
+        program = aot.compile_pretraining(devices, model, count, settings, cached=cached)
     else:
-        domain, tuning = aot.domain_shapes(config.base, **model), TuneSettings(scope=config.scope, batch_size=config.batch_size)
+        domain, tuning = aot.domain_shapes(model), TuneSettings(scope=config.scope, batch_size=config.batch_size)
         lowered = (
             aot.lower_tune(domain, tuning, devices[:1], count)
             if config.what == "tune"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from e4t_jax.bases import Base
 from e4t_jax.errors import UserError, reason_of
 from e4t_jax.storage import check_signed, file_digest, read_json, to_signed_json
 
@@ -44,6 +45,12 @@ class Manifest:
     shapes: dict[str, list[int]]  # of `PARTS`, of one row
     shards: list[dict[str, Any]]  # file, rows, bytes, sha256
 
+    @classmethod
+    def made_with(cls, base: Base, fingerprint: str, **others: Any) -> Manifest:
+        """The manifest of a cache that this base made, whose weights have that fingerprint; `others` are all further fields."""
+        seen, size = base.image_encoder.features, base.image_size
+        return cls(base=fingerprint, clip_features=seen, image_size=size, computed_in=base.dtype, **others)
+
     @property
     def rows(self) -> int:
         """Rows of all shards: `views` of each picture."""
@@ -68,14 +75,14 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(**{name: facts[name] for name in fields})
 
 
-def check_made_for(folder: Path, manifest: Manifest, base: str, *, clip_features: str, image_size: int) -> None:
+def check_made_for(folder: Path, manifest: Manifest, base: Base, fingerprint: str) -> None:
     """Errors: `UserError` when a cache was made with another base, another φ_clip or another size than a run's."""
-    wanted = {"clip_features": clip_features, "image_size": image_size}
+    wanted = {"clip_features": base.image_encoder.features, "image_size": base.image_size}
     for name, value in wanted.items():
         if getattr(manifest, name) != value:
             made = getattr(manifest, name)
             raise UserError(f"cache:{folder} was made with {name} = {made!r}, not {value!r}; make one for this run.", "data")
-    if manifest.base != base:
+    if manifest.base != fingerprint:
         raise UserError(f"cache:{folder} was made with another base; give that base, or make a cache with this one.", "data")
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from e4t_jax.bases.stable_diffusion.bicubic import bicubic_weights
+from e4t_jax.bases.image_encoders.bicubic import bicubic_weights
 from e4t_jax.data.colour import open_profile, to_srgb
 from e4t_jax.data.decoding import PictureLike, open_picture, sizes
 from e4t_jax.errors import UserError

@@ -66,7 +66,7 @@ def _embed(domain: Domain, images: UInt8[np.ndarray, "n h w 3"]) -> Float[np.nda
 
 @partial(jax.jit, static_argnames="base")
 def _embed_chunk(base: Base, image_encoder: Params, images: Float[Array, "n h w 3"]) -> Float[Array, "n shared"]:
-    return base.embed_image(image_encoder, images)
+    return base.image_encoder.embed(image_encoder, images)
 
 
 def _unit(vectors: Float[np.ndarray, "n width"]) -> Float[np.ndarray, "n width"]:

@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from e4t_jax import registry
-from e4t_jax.bases import CLIP_FEATURES, Params, open_base
+from e4t_jax.bases import LoadedBase, Params, open_base
 from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, Whole, check_range
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
@@ -55,10 +55,10 @@ _OPTIONS: dict[str, type | tuple[type, ...]] = {
     "guidance": (int, float),
     "template": str,
     "image_encoder": (str, type(None)),
-    "clip_features": str,
 }
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     **_OPTIONS,
+    "clip_features": str,  # the states that `base.image_encoder` gives
     "format": int,
     "base": str,
     "domain_token": str,
@@ -111,7 +111,8 @@ def save_domain(
         if lost is not None:
             raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
-    record = {name: getattr(domain, name) for name in _OPTIONS}
+    record: dict[str, Any] = {name: getattr(domain, name) for name in _OPTIONS}
+    record["clip_features"] = domain.base.image_encoder.features
     record |= {"format": _FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
     record["base_fingerprint"] = base_fingerprint(domain.stored)
     clip = domain.image_encoder
@@ -169,7 +170,7 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         _check_beside(path, record)
     options = {name: record[name] for name in _OPTIONS} | {"clip_squash": record.get("clip_squash")}
     base_name = _base_of(folder, record)
-    loaded = open_base(base_name, _image_encoder_of(path, options["image_encoder"]), **policy)
+    loaded = _open_base(path, base_name, record, policy)
     stored = loaded.stored
     found = base_fingerprint(stored) if record["format"] > 1 else fingerprint(stored["unet"], stored["text_encoder"])
     if record["base_fingerprint"] != found:
@@ -197,6 +198,17 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     return domain
 
 
+def _open_base(path: Path, name: str, record: dict[str, Any], policy: Mapping[str, Any]) -> LoadedBase:
+    """The base of a domain, whose image encoder gives what the domain's encoder learned to see."""
+    seen = record["clip_features"]
+    try:
+        return open_base(name, _image_encoder_of(path, record["image_encoder"]), clip_features=seen, **policy)
+    except UserError as error:
+        if error.argument != "clip_features":
+            raise
+        raise UserError(f"{path}: clip_features = {shortened(seen)} is unknown; update e4t-jax.") from None
+
+
 @contextlib.contextmanager
 def _mend_of(folder: Path) -> Iterator[None]:
     """Of a domain that was imported into the user's cache, errors say that it can be imported anew."""
@@ -221,7 +233,7 @@ def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
     hidden = domain.encoder.get("unet_hidden")
     own = hidden["kernel"].shape[:1] if isinstance(hidden, dict) and "kernel" in hidden else (1,)
     width = own if feature_width is None else (feature_width,)
-    clip, features = jnp.zeros((1, base.feature_count(domain.clip_features), base.clip_width)), jnp.zeros((1, *width))
+    clip, features = jnp.zeros((1, base.image_encoder.count, base.image_encoder.width)), jnp.zeros((1, *width))
     promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
     if found != jax.tree.map(lambda leaf: leaf.shape, promised):
         return "encoder"
@@ -260,8 +272,6 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} has format {shortened(number)}, and there is none below 1; {_MEND}.")
     if record["template"] not in TEMPLATES:
         raise UserError(f"{path}: template = {shortened(record['template'])} is unknown; update e4t-jax.")
-    if record["clip_features"] not in CLIP_FEATURES:
-        raise UserError(f"{path}: clip_features = {shortened(record['clip_features'])} is unknown; update e4t-jax.")
     return record
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from e4t_jax.bases import load_base_shapes
+from e4t_jax.bases import Base, Params
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, reason_of
 from e4t_jax.objective import LossWeights, Method, make_method
@@ -55,27 +55,19 @@ def topology_devices(name: str) -> list[Any]:
 
 
 def compile_pretraining(
-    devices: list[Any],
-    base: str,
-    per_device_batch: int,
-    settings: PretrainSettings,
-    *,
-    image_encoder: str | None = None,
-    clip_features: str = "layers",
-    cached: bool = False,
-    policy: Mapping[str, Any],
+    devices: list[Any], model: tuple[Base, Params], per_device_batch: int, settings: PretrainSettings, *, cached: bool = False
 ) -> jax.stages.Compiled:
     """The very step that `pretrain` runs with these settings, on pictures or on a cache's rows, compiled for `devices`; nothing is
-    allocated.
+    allocated. `model` is a base and the shapes of its weights (`bases.load_base_shapes`).
 
     Errors: `UserError` for settings that do not fit the devices, and when the program does not fit their memory.
     """
     where = layout(settings.parallel, settings.fsdp, devices)
     where.check_divides(per_device_batch * len(devices), settings.accumulate)
-    model, params = load_base_shapes(base, image_encoder, **policy)
+    base, params = model
     if cached:
         params = {part: params[part] for part in READ_BY_RUNS}
-    method = make_method(model, _WORD, clip_features=clip_features)
+    method = make_method(base, _WORD)
     tx = optimizers.pretraining(settings.learning_rate, settings.steps)
     state = jax.eval_shape(lambda: init_state(init_trainable(method, jax.random.key(0)), tx))
     step: Any = compile_step(method, tx, LossWeights(settings.regularisation), where, accumulate=settings.accumulate)
@@ -85,24 +77,12 @@ def compile_pretraining(
     return compiled(step.lower(where.shapes(state), where.shapes(frozen_weights(params)), rows, key))
 
 
-def domain_shapes(
-    base: str, *, image_encoder: str | None = None, clip_features: str = "layers", policy: Mapping[str, Any]
-) -> Domain:
-    """A domain on that base with shapes in place of all weights: what its calls would compile can be lowered."""
-    model, params = load_base_shapes(base, image_encoder, **policy)
-    method = make_method(model, _WORD, clip_features=clip_features)
-    learned = jax.eval_shape(lambda: init_trainable(method, jax.random.key(0)))
+def domain_shapes(model: tuple[Base, Params]) -> Domain:
+    """A domain on that base, of weights' shapes as all else in it: what its calls would compile can be lowered."""
+    base, params = model
+    learned = jax.eval_shape(lambda: init_trainable(make_method(base, _WORD), jax.random.key(0)))
     assert learned.factors is not None
-    return Domain(
-        base,
-        _WORD,
-        model,
-        params,
-        encoder=learned.encoder,
-        factors=learned.factors,
-        image_encoder=image_encoder,
-        clip_features=clip_features,
-    )
+    return Domain("", _WORD, base, params, encoder=learned.encoder, factors=learned.factors)
 
 
 def lower_tune(domain: Domain, settings: TuneSettings, devices: Sequence[Any], each: int = 1) -> jax.stages.Lowered:
@@ -117,7 +97,7 @@ def lower_generate(
     """The very program that `Domain.generate` runs for `each` concepts of a scope a device, in these prompts; VAE included."""
     method, recipe = domain.method, domain.tuning(settings).recipe
     trainable = jax.eval_shape(lambda frozen: start(method, frozen, recipe.scope, jax.random.key(0)), domain.frozen)
-    folded: Any = jax.ShapeDtypeStruct((domain.base.clip_width,), np.float32)
+    folded: Any = jax.ShapeDtypeStruct((domain.base.image_encoder.width,), np.float32)
     return lowered(draw_concept, domain.drawing(prompts, SampleSettings()), DrawnConcept(trainable, folded), devices, each)
 
 
@@ -138,7 +118,7 @@ def _rows(method: Method, where: Layout, per_device_batch: int, cached: bool) ->
     if not cached:
         shapes = {"image": ((count, size, size, 3), np.float32), "mask": ((count, size, size), np.float32)}
     else:
-        latents, clip = method.base.latent_shape, (method.encoder.clip_layers, method.base.clip_width)
+        latents, clip = method.base.latent_shape, (method.encoder.clip_layers, method.encoder.clip_width)
         kept = {"latents": latents, "clip": clip, "mask": latents[:2]}
         shapes = {name: ((count, *shape), np.float16) for name, shape in kept.items()}
     shapes |= {

@@ -18,7 +18,7 @@ from jaxtyping import Float, Key
 
 from e4t_jax import registry
 from e4t_jax.arrays import Array
-from e4t_jax.bases import Base, LoadedBase, open_base
+from e4t_jax.bases import Base, LoadedBase
 from e4t_jax.checks import BatchSize, Seed, Whole, Workers, check_ranges
 from e4t_jax.data.augment import make_views
 from e4t_jax.data.cache import MANIFEST, PARTS, Manifest, check_name, to_record, write_shard
@@ -28,6 +28,7 @@ from e4t_jax.errors import UserError
 from e4t_jax.files.domain_files import base_fingerprint
 from e4t_jax.files.places import local_data, local_path
 from e4t_jax.image_inputs import Encoders, encode_pictures
+from e4t_jax.pretraining.settings import Seen
 from e4t_jax.storage import check_writable, locked, write_file
 from e4t_jax.training.parallel import Layout, layout_for
 from e4t_jax.training.processes import count_on_all, is_first, largest_of_all, share_of
@@ -43,11 +44,9 @@ Encode = Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
-class CacheSettings:
+class CacheSettings(Seen):
     """How pictures are encoded."""
 
-    clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees, as `e4t pretrain` will be told."""
     views: Annotated[int, Whole(1, 1000)] = 1
     """Views kept of each picture: itself first, then crops, every second one flipped."""
     batch_size: BatchSize = 16
@@ -81,10 +80,10 @@ def cache(
     check_ranges(settings)
     where = layout_for(settings.batch_size, devices=jax.local_devices(), say=say)
     _check_request(data, out)
-    loaded = open_base(base, image_encoder, **(policy or {}))
+    loaded = settings.open(base, image_encoder, policy)
     broken = Broken(say)
     pictures = open_pictures(data, loaded.base.image_size, out / "data", broken)
-    shapes = _row_shapes(loaded.base, settings)
+    shapes = _row_shapes(loaded.base)
     if is_first():
         numbers = sum(int(np.prod(shape)) for shape in shapes.values())
         check_writable(out, needed=len(pictures) * settings.views * numbers * np.dtype(settings.kept).itemsize)
@@ -92,16 +91,14 @@ def cache(
     with _alone_in(out):
         shards = _write_shards(out, pictures, broken, settings, _compiled_encoder(loaded, settings, where), track=track)
         count = count_on_all(broken.rows)
-        manifest = Manifest(
-            base=base_fingerprint(loaded.stored),
-            clip_features=settings.clip_features,
-            image_size=loaded.base.image_size,
+        manifest = Manifest.made_with(
+            loaded.base,
+            base_fingerprint(loaded.stored),
             data=data,
             pictures=len(pictures),
             broken=count,
             views=settings.views,
             dtype=settings.kept,
-            computed_in=loaded.base.dtype,
             shapes={part: list(shape) for part, shape in shapes.items()},
             shards=shards,
         )
@@ -138,11 +135,11 @@ def _alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def _row_shapes(base: Base, settings: CacheSettings) -> dict[str, tuple[int, ...]]:
+def _row_shapes(base: Base) -> dict[str, tuple[int, ...]]:
     """Shapes of the `PARTS` of one row."""
     return {
         "latents": base.latent_shape,
-        "clip": (base.feature_count(settings.clip_features), base.clip_width),
+        "clip": (base.image_encoder.count, base.image_encoder.width),
         "mask": base.latent_shape[:2],
     }
 
@@ -151,9 +148,7 @@ def _compiled_encoder(loaded: LoadedBase, settings: CacheSettings, where: Layout
     """What encodes a batch of pictures, the first of which has the given number, over this process's devices."""
     weights = Encoders(loaded.params["vae"], loaded.params["image_encoder"])
     weights = jax.tree.map(lambda leaf: jax.device_put(leaf, where.sharding(leaf)), weights)
-    compiled = jax.jit(
-        partial(encode_views, loaded.base, clip_features=settings.clip_features, views=settings.views, kept=settings.kept)
-    )
+    compiled = jax.jit(partial(encode_views, loaded.base, views=settings.views, kept=settings.kept))
 
     def encode(images: np.ndarray, masks: np.ndarray, first: int) -> dict[str, np.ndarray]:
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(settings.seed)))(first + jnp.arange(len(images)))
@@ -197,7 +192,6 @@ def encode_views(
     masks: Float[Array, "batch h w"],
     keys: Key[Array, " batch"],
     *,
-    clip_features: str,
     views: int,
     kept: str,
 ) -> dict[str, Array]:
@@ -209,7 +203,7 @@ def encode_views(
 
     if views > 1:
         images, masks = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in jax.vmap(of_one)(images, masks, keys))
-    encoded = encode_pictures(base, weights, images, masks, clip_features=clip_features)
+    encoded = encode_pictures(base, weights, images, masks)
     return {part: getattr(encoded, part).reshape(-1, views, *getattr(encoded, part).shape[1:]).astype(kept) for part in PARTS}
 
 

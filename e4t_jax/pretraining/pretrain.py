@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from e4t_jax import registry
-from e4t_jax.bases import LoadedBase, open_base
+from e4t_jax.bases import Base, LoadedBase
 from e4t_jax.checks import check_ranges
 from e4t_jax.data.batches import training_batches
 from e4t_jax.data.cache import CachedRows, check_made_for
@@ -27,7 +27,7 @@ from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
 from e4t_jax.pretraining.previews import Preview, preview
 from e4t_jax.pretraining.run_log import RunLog
-from e4t_jax.pretraining.settings import DomainSettings, or_preset
+from e4t_jax.pretraining.settings import DomainSettings, Seen, or_preset
 from e4t_jax.pretraining.step import Observers, PretrainSettings, frozen_weights, init_trainable, pretrain_trainable
 from e4t_jax.pretraining.validation import validation_loss
 from e4t_jax.storage import check_writable
@@ -100,7 +100,7 @@ def pretrain(
     check_ranges(domain)
     where = layout_for(settings.batch_size, settings.accumulate, settings.parallel, settings.fsdp, say=say)
     work = local_path(work, "work")
-    inputs = _open_inputs(Source(base, data, image_encoder, policy or {}).at_home(), domain, settings, work=work, say=say)
+    inputs = _open_inputs(Source(base, data, image_encoder, policy, domain).at_home(), domain, settings, work=work, say=say)
     record = _run_record(inputs, domain, settings, where, own_optimiser=tx is not None)
     with _checkpoints(work, record, inputs.method, resume=resume, say=say) as checkpoints:
         # Not before the run is known to be this one.
@@ -132,7 +132,8 @@ class Source(NamedTuple):
     base: str
     data: str
     image_encoder: str | None
-    policy: Mapping[str, Any]
+    policy: Mapping[str, Any] | None
+    seen: Seen
 
     def at_home(self) -> Source:
         """The same, with the paths that its names lead to (`files.places`)."""
@@ -141,7 +142,7 @@ class Source(NamedTuple):
 
     def open(self) -> LoadedBase:
         """The base with all of its weights."""
-        return open_base(self.base, self.image_encoder, **self.policy)
+        return self.seen.open(self.base, self.image_encoder, self.policy)
 
 
 class _Inputs(NamedTuple):
@@ -178,13 +179,13 @@ def _open_inputs(
     scene_captions(domain.template)
     loaded = source.open()
     base, fingerprint = loaded.base, base_fingerprint(loaded.stored)
-    method = make_method(base, domain.domain_token, clip_features=domain.clip_features)
+    method = make_method(base, domain.domain_token)
     broken, held = Broken(say), settings.held_out
     read = partial(open_pictures, source.data, base.image_size, work / "data")
     pictures = read(broken, Split(held, validation=False) if held else None)
     held_out = read(Broken(say), Split(held, validation=True)) if held else None
     if source.data.startswith("cache:"):
-        _check_cache(Path(source.data.removeprefix("cache:")), fingerprint, method)
+        _check_cache(Path(source.data.removeprefix("cache:")), base, fingerprint)
         loaded = loaded._replace(params={part: loaded.params[part] for part in READ_BY_RUNS})  # the rest makes room
     words = partial(tokenize, base.tokenizer, domain_token=domain.domain_token)
     of_data = partial(training_batches, tokenize=words, prompts=prompts, seed=settings.seed)
@@ -300,13 +301,12 @@ def _domain_of(
         image_encoder=source.image_encoder,
         guidance=domain.guidance,
         template=domain.template,
-        clip_features=domain.clip_features,
         samples=loaded.samples,
     )
 
 
-def _check_cache(folder: Path, base: str, method: Method) -> None:
+def _check_cache(folder: Path, base: Base, fingerprint: str) -> None:
     """A cache was made with this base, and is whole: every process verifies its share of the shards."""
     rows = CachedRows(folder)
-    check_made_for(folder, rows.manifest, base, clip_features=method.clip_features, image_size=method.base.image_size)
+    check_made_for(folder, rows.manifest, base, fingerprint)
     rows.check(share_of(range(len(rows.paths))))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from e4t_jax import registry
+from e4t_jax.bases import LoadedBase, open_base
 from e4t_jax.checks import Guidance
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
@@ -13,15 +15,26 @@ from e4t_jax.pretraining.step import PretrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
-class DomainSettings:
+class Seen:
+    """What the encoder sees of a picture."""
+
+    clip_features: str = dataclasses.field(default="layers", kw_only=True)
+    """What of CLIP's the encoder sees: layers, the class tokens of every second layer (the paper's), or tokens, the last layer's
+    patch tokens too."""
+
+    def open(self, base: str, image_encoder: str | None, policy: Mapping[str, Any] | None) -> LoadedBase:
+        """A base that sees so; `UserError` as `bases.open_base`."""
+        return open_base(base, image_encoder, clip_features=self.clip_features, **(policy or {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class DomainSettings(Seen):
     """What a domain is, on its base; kept in domain.json."""
 
     domain_token: str
     """The word that every concept of the domain is one of ("face"); one token."""
     template: str = Domain.template
     """Prompts for pictures without captions, and captions to look for in tuning: neutral, object, face, art or creature."""
-    clip_features: Literal["layers", "tokens"] = "layers"
-    """What of CLIP's the encoder sees: class tokens of every second layer (the paper's), or the last layer's patch tokens too."""
     guidance: Guidance = Domain.guidance
     """Classifier-free guidance to draw this domain with where a call names none."""
 

@@ -86,7 +86,7 @@ def init_trainable(method: Method, key: PRNGKeyArray) -> Trainable:
     """An encoder with random weights and offsets of zero."""
     base = method.base
     encoder_key, factor_key = jax.random.split(key)
-    clip = jnp.zeros((1, method.encoder.clip_layers, base.clip_width))
+    clip = jnp.zeros((1, method.encoder.clip_layers, base.image_encoder.width))
     features = jnp.zeros((1, base.feature_width))
     encoder = method.encoder.init(encoder_key, clip, features, method="unfolded")["params"]
     return Trainable(init_factors(factor_key, base.offset_kernels(base.param_shapes()["unet"])), encoder)
@@ -97,9 +97,7 @@ def concept_batch(method: Method, encoders: Encoders | None, rows: dict[str, Arr
     if encoders is None:
         latents, clip, mask = (rows[part].astype(jnp.float32) for part in ("latents", "clip", "mask"))
     else:
-        latents, clip, mask = encode_pictures(
-            method.base, encoders, rows["image"], rows["mask"], clip_features=method.clip_features
-        )
+        latents, clip, mask = encode_pictures(method.base, encoders, rows["image"], rows["mask"])
     return ConceptBatch(latents, clip, rows["ids"], rows["placeholder"], mask)
 
 

@@ -72,7 +72,7 @@ class PublicRecipe(Recipe):
         keys = jax.random.split(key, self.batch_size)
         # One after the other: the memory is that of one picture.
         latents = jax.lax.map(lambda one: method.base.encode(encoders.vae, picture[None], one)[0], keys)
-        clip = method.base.see(encoders.image_encoder, picture[None], method.clip_features)[0]
+        clip = method.base.image_encoder.see(encoders.image_encoder, picture[None])[0]
         itself = picture if "image_encoder" in self.scope.parts else None
         return Views(latents, clip, jnp.ones(latents.shape[:3]), itself)
 

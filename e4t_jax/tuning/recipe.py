@@ -77,9 +77,7 @@ class Recipe:
         """A picture's views as latents, and φ_clip of the picture itself, or of `whole` where the domain sees that."""
         images, masks = make_views(picture, mask, key, _VIEWS)
         seen = picture if whole is None else whole
-        latents, clip, small = encode_pictures(
-            method.base, encoders, images, masks, clip_features=method.clip_features, seen=seen[None]
-        )
+        latents, clip, small = encode_pictures(method.base, encoders, images, masks, seen=seen[None])
         return Views(latents, clip[0], small)
 
     def draw(self, method: Method, views: Views, prompts: Prompts, key: PRNGKeyArray) -> tuple[ConceptBatch, Draws]:

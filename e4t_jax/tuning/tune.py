@@ -161,4 +161,4 @@ def features_of(method: Method, trainable: Trainable, views: Views) -> Float[Arr
     """φ_clip of the picture, through the concept's image encoder where it has one of its own."""
     if trainable.image_encoder is None or views.picture is None:
         return views.clip
-    return method.base.see(trainable.image_encoder, views.picture[None], method.clip_features)[0]
+    return method.base.image_encoder.see(trainable.image_encoder, views.picture[None])[0]

@@ -129,7 +129,7 @@ def test_a_whole_clip_model_serves_as_image_encoder(base_and_params, tmp_path):
     with torch.no_grad():
         theirs = model.visual_projection(model.vision_model(pixels).pooler_output).numpy()
     np.testing.assert_allclose(
-        loaded.embed_image(weights["image_encoder"], jnp.asarray(pictures)), theirs, atol=1e-4 * np.abs(theirs).max()
+        loaded.image_encoder.embed(weights["image_encoder"], jnp.asarray(pictures)), theirs, atol=1e-4 * np.abs(theirs).max()
     )
 
 
@@ -353,7 +353,7 @@ def test_a_random_image_encoder_goes_with_a_folder(base_and_params, tmp_path, mo
     bases.save_folder(tmp_path, base, {part: params[part] for part in ("vae", "unet", "text_encoder")})
     loaded = open_base(str(tmp_path), "random:vit-h14")
     drawn = flatten_dict(loaded.params["image_encoder"], sep="/")
-    assert loaded.base.clip_width == 32
+    assert loaded.base.image_encoder.width == 32
     wide = np.concatenate([np.ravel(leaf) * leaf.shape[0] ** 0.5 for name, leaf in drawn.items() if name.endswith("fc1/kernel")])
     assert len(wide) == 2 * 32 * 64 and abs(wide.mean()) < 0.06 and abs(wide.std() - 1) < 0.05
     again = open_base(str(tmp_path), "random:vit-h14", dtype="bfloat16")

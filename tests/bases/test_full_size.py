@@ -68,7 +68,7 @@ def run(model):
         images = rng.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
         mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
         pixels = nchw(((images + 1) / 2 - mean) / deviation).float()
-        yield lambda p: base.embed_image(p, images), model(pixels).image_embeds
+        yield lambda p: base.image_encoder.embed(p, images), model(pixels).image_embeds
 
 def make():
     import diffusers, transformers

@@ -17,7 +17,7 @@ OPTIMISED = True  # the shipped domain computes for long
 def loss_and_gradient(domain, pictures):
     base, params = domain.base, domain.params
     images = jnp.asarray(pictures, jnp.float32) / 127.5 - 1
-    latents, clip = base.encode(params["vae"], images), base.see(params["image_encoder"], images, domain.clip_features)
+    latents, clip = base.encode(params["vae"], images), base.image_encoder.see(params["image_encoder"], images)
     ids, placeholder = (jnp.asarray(part) for part in domain.tokenize(["a photo of *s in the snow"] * len(images)))
     batch = ConceptBatch(latents, clip, ids, placeholder)
     frozen = Frozen(params["unet"], params["text_encoder"])

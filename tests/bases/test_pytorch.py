@@ -96,9 +96,9 @@ def test_image_encoder_matches_pytorch(saved):
     with torch.no_grad():
         theirs = model(pixels, output_hidden_states=True)
         states = [model.vision_model.post_layernorm(state[:, 0]) for state in theirs.hidden_states[2::2]]
-    assert relative(base.embed_image(params["image_encoder"], jnp.asarray(images)), theirs.image_embeds) < 1e-4
-    features = base.see(params["image_encoder"], jnp.asarray(images))
-    assert features.shape == (2, base.feature_count(), base.clip_width)
+    assert relative(base.image_encoder.embed(params["image_encoder"], jnp.asarray(images)), theirs.image_embeds) < 1e-4
+    features = base.image_encoder.see(params["image_encoder"], jnp.asarray(images))
+    assert features.shape == (2, base.image_encoder.count, base.image_encoder.width)
     assert relative(features, torch.stack(states, dim=1)) < 1e-4
 
 

@@ -107,7 +107,7 @@ def test_a_compact_file_of_stable_diffusion_is_at_most_100_kb(tmp_path):
     shapes = jax.eval_shape(lambda unet: start(method, Frozen(unet, None), SCOPES["compact"], jax.random.key(0)), params["unet"])
     trainable = jax.tree.map(lambda leaf: GENERATOR.standard_normal(leaf.shape).astype(np.float32), shapes)
     assert len(trainable.factors) == 96 and trainable.residual.shape == (768,)
-    folded = GENERATOR.standard_normal(base.clip_width).astype(np.float32)
+    folded = GENERATOR.standard_normal(base.image_encoder.width).astype(np.float32)
     size = save_concept(tmp_path / "venus.safetensors", Concept("venus", "compact", "d" * 16, trainable, folded, "o" * 64))
     assert size == (tmp_path / "venus.safetensors").stat().st_size
     assert 84_000 < size <= 100_000

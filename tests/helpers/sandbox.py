@@ -29,8 +29,7 @@ from e4t_jax.creatures.learning import base_stages
 from e4t_jax.errors import UserError
 from e4t_jax.files import domain_files
 from e4t_jax.interop import diffusers
-from e4t_jax.pretraining import encode_once, step
-from e4t_jax.pretraining import pretrain as pretraining
+from e4t_jax.pretraining import encode_once, settings, step
 from e4t_jax.pretraining.encode_once import CacheSettings
 from e4t_jax.storage import file_digest
 from e4t_jax.testing import World, write_tiny_world
@@ -114,7 +113,7 @@ def nothing_compiled():
 
     def personalise(run):
         begun = start(run.method, run.frozen, run.recipe.scope, run.key)
-        return Personalised(begun, np.zeros(run.recipe.steps), np.zeros(run.method.base.clip_width))
+        return Personalised(begun, np.zeros(run.recipe.steps), np.zeros(run.method.base.image_encoder.width))
 
     def draw(run):
         return np.zeros((len(run.ids), run.method.base.image_size, run.method.base.image_size, 3))
@@ -126,8 +125,8 @@ def nothing_compiled():
         step.lower = lambda *_: SimpleNamespace(compile=lambda: None)
         return step
 
-    def encode_views(base, weights, images, masks, keys, *, clip_features, views, kept):
-        clip = (base.feature_count(clip_features), base.clip_width)
+    def encode_views(base, weights, images, masks, keys, *, views, kept):
+        clip = (base.image_encoder.count, base.image_encoder.width)
         shapes = {"latents": base.latent_shape, "clip": clip, "mask": base.latent_shape[:2]}
         return {part: jnp.zeros((len(keys), views, *shape), kept) for part, shape in shapes.items()}
 
@@ -140,9 +139,8 @@ def nothing_compiled():
         (step, "tflop_of", lambda *_: None),
         (step, "check_fits", lambda *_, **__: None),
         (encode_once, "encode_views", encode_views),
-        (encode_once, "open_base", open_base_once),
         (domain_files, "open_base", open_base_once),
-        (pretraining, "open_base", open_base_once),
+        (settings, "open_base", open_base_once),
         (bases, "load_base", lambda *arguments, **options: open_base_once(*arguments, **options)[:2]),
         (evaluate, "load_judges", reach),
         (demo, "load_judges", reach),

@@ -20,7 +20,7 @@ def concept(domain):
     factors = init_factors(keys[0], domain.base.offset_kernels(domain.base.param_shapes()["unet"]), rank=1)
     factors = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(keys[1], leaf.shape), factors)
     residual = jax.random.normal(keys[2], (domain.base.text_width,))
-    folded = jnp.linspace(-1, 1, domain.base.clip_width)
+    folded = jnp.linspace(-1, 1, domain.base.image_encoder.width)
     return Concept("venus", "compact", domain.fingerprint, Trainable(factors, residual=residual), folded)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from public_checkpoints import LAYERS, PATCH, WIDTH, write_checkpoints
 
 from e4t_jax import bases
-from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
+from e4t_jax.bases.image_encoders.bicubic import resize_bicubic
 from e4t_jax.cli import import_reference
 from e4t_jax.data.images import read_whole
 from e4t_jax.domain import Domain
@@ -127,7 +127,7 @@ def test_a_pretrained_checkpoint_becomes_a_domain(reference, tmp_path):
     folder, encoder, offsets = reference
     import_reference.main(import_reference.Config(str(folder / "pretrained"), tmp_path / "domain", str(folder / "base")))
     domain = load_domain(tmp_path / "domain")
-    assert (domain.domain_token, domain.clip_features, domain.scale) == ("creature", "bicubic-tokens", 0.1)
+    assert (domain.domain_token, domain.base.image_encoder.features, domain.scale) == ("creature", "bicubic-tokens", 0.1)
     (z, t, text), inputs = draw_inputs(domain.base)
     output, features = literal_unet(folder, offsets, inputs)
     unet = effective_unet(Trainable(), domain.frozen)
@@ -142,7 +142,7 @@ def test_a_pretrained_checkpoint_becomes_a_domain(reference, tmp_path):
 
 def encoded(domain, pictures, seen):
     """E of pictures and φ_unet."""
-    phi = domain.base.see(domain.params["image_encoder"], jnp.asarray(pictures), domain.clip_features)
+    phi = domain.base.image_encoder.see(domain.params["image_encoder"], jnp.asarray(pictures))
     folded = domain.method.encoder.apply({"params": domain.encoder}, phi, method="fold")
     return domain.method.encoder.apply({"params": domain.encoder}, folded, seen)
 
@@ -261,15 +261,16 @@ def test_a_whole_picture_is_squashed_as_pytorch_does_to_1e_5(tmp_path, width, he
 @pytest.mark.compiles
 def test_other_kinds_see_pictures_as_before(domain):
     """Only imported domains see bicubic pictures; at the tower's own size all kinds of tokens are the same."""
-    base, weights = domain.base, domain.params["image_encoder"]
+    weights = domain.params["image_encoder"]
+    plain, bicubic = (domain.base.with_features(name).image_encoder for name in ("tokens", "bicubic-tokens"))
     pictures = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)), jnp.float32)
     own = pictures[:, :16, :16]
-    np.testing.assert_array_equal(base.see(weights, own, "tokens"), base.see(weights, own, "bicubic-tokens"))
+    np.testing.assert_array_equal(plain.see(weights, own), bicubic.see(weights, own))
     antialiased = jnp.clip(jax.image.resize(pictures, (2, 16, 16, 3), "cubic", antialias=True), -1, 1)
-    np.testing.assert_allclose(base.see(weights, pictures, "tokens"), base.see(weights, antialiased, "tokens"), atol=1e-5)
-    assert np.abs(base.see(weights, pictures, "tokens") - base.see(weights, pictures, "bicubic-tokens")).max() > 1e-2
+    np.testing.assert_allclose(plain.see(weights, pictures), plain.see(weights, antialiased), atol=1e-5)
+    assert np.abs(plain.see(weights, pictures) - bicubic.see(weights, pictures)).max() > 1e-2
     with pytest.raises(UserError, match="clip_features: 'words' is unknown; choose one of layers, tokens"):
-        base.see(weights, own, "words")
+        domain.base.with_features("words").image_encoder  # noqa: B018
 
 
 @pytest.mark.compiles

@@ -83,10 +83,10 @@ def test_no_offset_comes_near_minus_one():
 def tiny(domain, folder, clip_features="tokens"):
     """The tiny domain with a base on disk, seeing tokens, with settings that are not the library's."""
     bases.save_folder(folder / "base", domain.base, domain.params, np.float32)
-    base, params = bases.load_base(str(folder / "base"))
-    trainable = init_trainable(make_method(base, "creature", clip_features=clip_features), jax.random.key(1))
+    base, params = bases.load_base(str(folder / "base"), clip_features=clip_features)
+    trainable = init_trainable(make_method(base, "creature"), jax.random.key(1))
     factors = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(2), leaf.shape), trainable.factors)
-    options = {"scale": 0.2, "regularisation": 0.003, "guidance": 3.5, "template": "creature", "clip_features": clip_features}
+    options = {"scale": 0.2, "regularisation": 0.003, "guidance": 3.5, "template": "creature"}
     return Domain(str(folder / "base"), "creature", base, params, trainable.encoder, factors, **options)
 
 
@@ -109,8 +109,8 @@ def assert_same_domain(own, again):
     same_bits(own.factors, again.factors)
     same_bits(own.encoder, again.encoder)
     same_bits(own.params["image_encoder"]["vision_model"], again.params["image_encoder"]["vision_model"])
-    assert again.fingerprint == own.fingerprint and again.base.vision == own.base.vision
-    settings = ("domain_token", "scale", "regularisation", "guidance", "template", "clip_features", "clip_squash")
+    assert again.fingerprint == own.fingerprint and again.base.image_encoder == own.base.image_encoder
+    settings = ("domain_token", "scale", "regularisation", "guidance", "template", "clip_squash")
     assert {name: getattr(again, name) for name in settings} == {name: getattr(own, name) for name in settings}
 
 
@@ -200,7 +200,7 @@ def test_written_tensors_are_read_as_they_were(domain, exported):
     flat = bases.Weights(None, {name: (lambda tensor=tensor: tensor) for name, tensor in tensors.items()})
     shapes = {"vision_model": own.base.param_shapes()["image_encoder"]["vision_model"]}
     same_bits(bases.fill_part(flat, "image_encoder", shapes)["vision_model"], own.params["image_encoder"]["vision_model"])
-    assert config["num_hidden_layers"] == own.base.vision.num_hidden_layers
+    assert config["num_hidden_layers"] == own.base.image_encoder.module.num_hidden_layers
 
 
 def test_config_and_readme_are_the_public_codes(exported):
@@ -238,7 +238,7 @@ def test_networks_that_were_trained_on_count_more_than_what_lies_beside(exported
     owner = re.sub(r"\.to_([qkv])$", r".wo_\1", bases.torch_name("unet", f"{name}/kernel").removesuffix(".weight"))
     expected = literal_delta(OffsetNetwork(*(trained[f"{owner}.{field}"] for field in FIELDS)))
     np.testing.assert_allclose(delta(imported.domain.factors[name]), expected, atol=1e-5)
-    assert imported.domain.clip_features == "bicubic-tokens"
+    assert imported.domain.base.image_encoder.features == "bicubic-tokens"
 
 
 def test_what_the_format_cannot_hold_is_one_line(domain, exported, tmp_path):

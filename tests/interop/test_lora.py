@@ -138,7 +138,9 @@ def tiny_concept(**unet_options):
 
     domain = Domain("creatures", "creature", base, params, trainable.encoder, filled(keys[0], trainable.factors))
     factors = filled(keys[1], init_factors(keys[2], base.offset_kernels(params["unet"]), rank=1))
-    return domain, Concept("venus", "compact", domain.fingerprint, Trainable(factors), np.zeros(base.clip_width, np.float32))
+    return domain, Concept(
+        "venus", "compact", domain.fingerprint, Trainable(factors), np.zeros(base.image_encoder.width, np.float32)
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"use_linear_projection": True, "attention_head_dim": [2, 4]}], ids=["sd1", "sd2"])

@@ -94,7 +94,7 @@ def test_faces_by_name_needs_its_files_once_and_no_connection(home, faces, capsy
     """Base and image encoder come from config.json and checkpoint; the second time neither checkpoint nor PyTorch is there."""
     domain = load_domain("faces")
     assert (domain.base_name, domain.domain_token, domain.template) == (BASE, "face", "face")
-    assert (domain.clip_features, domain.clip_squash, domain.base.image_size) == ("bicubic-tokens", 56, 64)
+    assert (domain.base.image_encoder.features, domain.clip_squash, domain.base.image_size) == ("bicubic-tokens", 56, 64)
     assert f"into {faces}" in capsys.readouterr().err
     origin = json.loads((faces / "domain.json").read_text())["origin"]
     commit = snapshot(home, FACES).name

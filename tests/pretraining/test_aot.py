@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from e4t_jax.bases import load_base
+from e4t_jax.bases import load_base, load_base_shapes
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError
 from e4t_jax.objective import make_method
@@ -24,6 +24,7 @@ from e4t_jax.testing import write_tiny_world
 from e4t_jax.tuning import batching
 from e4t_jax.tuning.tune import TuneSettings
 
+POLICY = {"dtype": "bfloat16", "remat": "blocks"}
 PROGRAM = """
   %all-reduce.1 = (f32[2,3]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%a, %b), replica_groups={{0,1}}
   %all-gather.7 = bf16[8,16]{1,0} all-gather(%p), dimensions={0}
@@ -42,8 +43,8 @@ def test_bytes_of_collectives_are_those_of_their_results():
 def test_the_step_of_a_pod_sums_the_gradients_of_what_learns_and_little_else(domain, tmp_path):
     """Compiled for the devices here: all-reduced is what learns and, beside it, no more than the kernels that the offsets change,
     once for each of the U-Net's two passes: the factors' gradients follow from theirs. In float32; nothing is gathered."""
-    base = str(write_tiny_world(tmp_path).base)
-    compiled = compile_pretraining(jax.devices(), base, 2, PretrainSettings(), policy={"dtype": "bfloat16", "remat": "blocks"})
+    model = load_base_shapes(str(write_tiny_world(tmp_path).base), **POLICY)
+    compiled = compile_pretraining(jax.devices(), model, 2, PretrainSettings())
     told = figures(compiled, jax.device_count(), 2)
     traffic = {"tflop_per_image", "gb_accessed_per_image", "all_reduce_mb", "all_gather_mb"}
     assert set(told) == {"devices", "hbm_gb", "weights_gb", *traffic}
@@ -58,8 +59,8 @@ def test_the_step_of_a_pod_sums_the_gradients_of_what_learns_and_little_else(dom
 @pytest.mark.parametrize("what", ["tune", "generate"])
 def test_what_is_lowered_for_a_chip_is_what_runs(tmp_path, monkeypatch, what):
     """The program's text, lowered from shapes alone, is that of the program that a domain of these weights runs."""
-    base, policy = str(write_tiny_world(tmp_path).base), {"dtype": "bfloat16", "remat": "blocks"}
-    shapes, (model, params) = domain_shapes(base, policy=policy), load_base(base, **policy)
+    base = str(write_tiny_world(tmp_path).base)
+    shapes, (model, params) = domain_shapes(load_base_shapes(base, **POLICY)), load_base(base, **POLICY)
     learned = init_trainable(make_method(model, "photo"), jax.random.key(0))
     domain = Domain(base, "photo", model, params, learned.encoder, learned.factors)
     settings, prompts, run = TuneSettings(steps=2, batch_size=2), ["a photo of *s"] * 2, []
@@ -84,6 +85,6 @@ def test_a_topology_that_is_none_is_one_line():
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_a_tpu_program_is_compiled_where_there_is_no_tpu(tmp_path):
     devices = topology_devices("v5e:2x2")
-    base = str(write_tiny_world(tmp_path).base)
-    compiled = compile_pretraining(devices, base, 2, PretrainSettings(fsdp=2), policy={"dtype": "bfloat16", "remat": "blocks"})
+    model = load_base_shapes(str(write_tiny_world(tmp_path).base), **POLICY)
+    compiled = compile_pretraining(devices, model, 2, PretrainSettings(fsdp=2))
     assert figures(compiled, 4, 2)["all_gather_mb"] > 0

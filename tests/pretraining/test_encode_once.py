@@ -15,7 +15,7 @@ import pytest
 from damaged import damage
 from PIL import Image
 
-from e4t_jax.bases import load_base, save_folder
+from e4t_jax.bases import load_base, load_base_shapes, save_folder
 from e4t_jax.data.cache import MANIFEST, CachedRows, Manifest, read_manifest, to_record, write_shard
 from e4t_jax.data.images import read_image
 from e4t_jax.data.sources import Split, open_pictures
@@ -56,7 +56,7 @@ def test_rows_are_what_the_encoders_make_of_the_pictures(world, kept):
     """Each against the picture encoded alone; relative 1e-4."""
     base, params = load_base(str(world.base))
     weights = Encoders(params["vae"], params["image_encoder"])
-    encode = jax.jit(lambda image, mask: encode_pictures(base, weights, image, mask, clip_features="layers"))
+    encode = jax.jit(lambda image, mask: encode_pictures(base, weights, image, mask))
     rows = CachedRows(kept)
     for index, name in enumerate((0, 1, 2, 3, 0)):  # in the place of the broken one, the last, is the first
         image, mask = read_image(world.pictures / f"{name}.png", 16)
@@ -224,7 +224,7 @@ def test_the_compiled_step_of_a_cache_has_neither_vae_nor_clip(world):
     """Fewer operations, fewer bytes moved and smaller arguments than with pictures, whose encoders it does not take."""
     told = {}
     for cached in (False, True):
-        compiled = compile_pretraining(jax.devices(), str(world.base), 2, PretrainSettings(), cached=cached, policy={})
+        compiled = compile_pretraining(jax.devices(), load_base_shapes(str(world.base)), 2, PretrainSettings(), cached=cached)
         cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
         told[cached] = cost["flops"], cost["bytes accessed"], memory.argument_size_in_bytes
     assert all(less < more for less, more in zip(told[True], told[False], strict=True)), told

@@ -13,16 +13,17 @@ from e4t_jax.errors import UserError
 from e4t_jax.pretraining.pretrain import pretrain
 from e4t_jax.pretraining.settings import DomainSettings, Preset, or_preset, preset_of
 from e4t_jax.pretraining.step import PretrainSettings
-from e4t_jax.testing import write_tiny_world
+from e4t_jax.testing import tiny_base, write_tiny_world
 
 
 def test_the_defaults_are_stable_diffusions_and_the_papers():
     domain, training = DomainSettings("face"), PretrainSettings()
     assert (domain.template, domain.clip_features, domain.guidance) == ("neutral", "layers", 7.5)
     assert (training.learning_rate, training.regularisation, training.batch_size) == (1.6e-5, pytest.approx(0.01 * 0.4**2), 16)
-    for name in ("template", "clip_features", "guidance"):
+    for name in ("template", "guidance"):
         assert getattr(domain, name) == getattr(Domain, name)
     assert training.regularisation == Domain.regularisation
+    assert tiny_base()[0].image_encoder.features == domain.clip_features
 
 
 def test_the_drawn_world_keeps_its_own():

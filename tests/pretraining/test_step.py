@@ -106,7 +106,7 @@ def test_pretraining_encodes_pictures_as_tuning_does(domain, rows):
     base, params = domain.base, domain.params
     batch = concept_batch_of(domain.method, Encoders(params["vae"], params["image_encoder"]), rows)
     np.testing.assert_allclose(batch.latents, base.encode(params["vae"], rows["image"]), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(batch.clip, base.see(params["image_encoder"], rows["image"]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batch.clip, base.image_encoder.see(params["image_encoder"], rows["image"]), rtol=1e-5, atol=1e-5)
     assert batch.mask.shape == batch.latents.shape[:3] and (np.asarray(batch.mask) == 1).all()
 
 

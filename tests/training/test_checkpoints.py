@@ -16,7 +16,7 @@ from sandbox import open_base_once
 from e4t_jax.cli import pretrain as command
 from e4t_jax.cli.run import run as run_command
 from e4t_jax.errors import Stopped, UserError
-from e4t_jax.pretraining import pretrain as pretraining
+from e4t_jax.pretraining import settings as pretraining_settings
 from e4t_jax.pretraining import step
 from e4t_jax.pretraining.pretrain import pretrain
 from e4t_jax.pretraining.settings import DomainSettings
@@ -299,7 +299,7 @@ def cheap(monkeypatch):
     monkeypatch.setattr(step, "compile_step", compile_step)
     monkeypatch.setattr(step, "tflop_of", lambda *_: None)
     monkeypatch.setattr(step, "check_fits", lambda *_, **__: None)
-    monkeypatch.setattr(pretraining, "open_base", open_base_once)
+    monkeypatch.setattr(pretraining_settings, "open_base", open_base_once)
     return dataclasses.make_dataclass("Cheap", ["steps", "hooks", "rate"])(steps, hooks, rate)
 
 

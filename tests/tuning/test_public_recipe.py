@@ -115,7 +115,7 @@ def test_a_concept_with_its_own_text_encoder_is_read_back(domain, tmp_path):
     from e4t_jax.objective import own_reader
 
     text = moved(domain.params["text_encoder"], 4)
-    concept = Concept("venus", "full", domain.fingerprint, Trainable(text_encoder=text), jnp.ones(domain.base.clip_width))
+    concept = Concept("venus", "full", domain.fingerprint, Trainable(text_encoder=text), jnp.ones(domain.base.image_encoder.width))
     save_concept(tmp_path / "venus.safetensors", concept, np.float32)
     loaded = load_concept(tmp_path / "venus.safetensors", domain.fingerprint)
     jax.tree.map(np.testing.assert_array_equal, loaded.trainable.text_encoder, text)

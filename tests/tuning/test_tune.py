@@ -23,7 +23,7 @@ def inputs(domain):
     keys = jax.random.split(jax.random.key(0), 2)
     views = Views(
         jax.random.normal(keys[0], (2, *domain.base.latent_shape)),
-        jax.random.normal(keys[1], (domain.base.feature_count(), domain.base.clip_width)),
+        jax.random.normal(keys[1], (domain.base.image_encoder.count, domain.base.image_encoder.width)),
         jnp.ones((2, *domain.base.latent_shape[:2])),
     )
     return views, tuple(jnp.asarray(part) for part in domain.tokenize(["*s", "a photo of *s"]))

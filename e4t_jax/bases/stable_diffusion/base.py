@@ -19,26 +19,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int, PRNGKeyArray
 
 from e4t_jax.arrays import Array
-from e4t_jax.bases.protocol import Params
-from e4t_jax.bases.stable_diffusion.bicubic import resize_bicubic
-from e4t_jax.bases.stable_diffusion.clip import CLIPText, CLIPVision
+from e4t_jax.bases.image_encoders import image_encoder_of
+from e4t_jax.bases.protocol import ImageEncoder, Params
+from e4t_jax.bases.stable_diffusion.clip import CLIPText
 from e4t_jax.bases.stable_diffusion.policy import DEFAULT, Policy, gather
 from e4t_jax.bases.stable_diffusion.random_weights import draw_leaf
 from e4t_jax.bases.stable_diffusion.settings import module_of
 from e4t_jax.bases.stable_diffusion.unet import UNet
 from e4t_jax.bases.stable_diffusion.vae import VAE
-from e4t_jax.errors import UserError
 from e4t_jax.process import draw_noise
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-# Channel statistics of the pictures that CLIP was trained on (Radford et al. 2021).
-_CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
-_CLIP_DEVIATION = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-# What `see` returns: kinds by name.
-CLIP_FEATURES = ("layers", "tokens", "bicubic-tokens", "bicubic-normed-tokens")
-_BICUBIC = "bicubic-"
 _PROJECTION = 512  # the default of CLIP's configurations
 # Kernels of the U-Net that take weight offsets: q, k and v of self- and cross-attention.
 _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
@@ -48,22 +41,23 @@ _OFFSET = tuple(f"attn{i}/to_{name}/kernel" for i in (1, 2) for name in "qkv")
 class StableDiffusion:
     """The static side of the model; `configs` are the folder's own JSON files, keyed by part.
 
-    Two bases of equal configurations, words and policy are equal, so that what was compiled for one serves the other.
+    Two bases of equal configurations, words, policy and features are equal: what was compiled for one serves the other.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     tokenizer: CLIPTokenizer
     policy: Policy = DEFAULT
+    clip_features: str | None = None  # which states the image encoder gives; its own default where None
 
     @cached_property
-    def _value(self) -> tuple[str, frozenset[tuple[str, int]], Policy]:
+    def _value(self) -> tuple[str, frozenset[tuple[str, int]], Policy, str]:
         words = frozenset(self.tokenizer.get_vocab().items()) if self.tokenizer is not None else frozenset()
-        return json.dumps(self.configs, sort_keys=True), words, self.policy
+        return json.dumps(self.configs, sort_keys=True), words, self.policy, self.image_encoder.features
 
     @property
     def description(self) -> dict[str, Any]:
         """What programs of this base are traced from, as plain data."""
-        return {"configs": self.configs, "policy": self.policy}
+        return {"configs": self.configs, "policy": self.policy, "clip_features": self.image_encoder.features}
 
     @cached_property
     def _hash(self) -> int:
@@ -91,9 +85,10 @@ class StableDiffusion:
         return module_of("text_encoder", self.configs["text_encoder"], self.policy)
 
     @cached_property
-    def vision(self) -> CLIPVision:
-        """The image encoder's module."""
-        return module_of("image_encoder", self.configs["image_encoder"], self.policy)
+    def image_encoder(self) -> ImageEncoder:
+        """The image encoder of the kind that its configuration names."""
+        config = self.configs["image_encoder"]
+        return image_encoder_of(config, self.clip_features, **dataclasses.asdict(self.policy))
 
     @property
     def scheduler(self) -> Mapping[str, Any]:
@@ -125,11 +120,6 @@ class StableDiffusion:
         """Numbers of a word embedding."""
         return self.text.hidden_size
 
-    @property
-    def clip_width(self) -> int:
-        """Numbers of a state of φ_clip."""
-        return self.vision.hidden_size
-
     @cached_property
     def feature_width(self) -> int:
         """F, the width of φ_unet."""
@@ -146,6 +136,10 @@ class StableDiffusion:
         """The same model computed otherwise: single fields of `Policy`."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, **changes))
 
+    def with_features(self, clip_features: str) -> StableDiffusion:
+        """The same model, of whose image encoder the states of that name are taken."""
+        return dataclasses.replace(self, clip_features=clip_features)
+
     def with_scaling_factor(self, scaling_factor: float) -> StableDiffusion:
         """The same base with another latent scale."""
         configs = {**self.configs, "vae": {**self.configs["vae"], "scaling_factor": scaling_factor}}
@@ -157,34 +151,26 @@ class StableDiffusion:
     def param_shapes(self) -> Params:
         """Shapes and dtypes of all weights, as the policy wants them in memory, with nothing allocated."""
         ids = jnp.zeros((1, self.text.max_position_embeddings), jnp.int32)
-        size, pixels = self.image_size, self.vision.image_size
+        size = self.image_size
 
         def init() -> Params:
             key = jax.random.key(0)
             latents, text = jnp.zeros((1, *self.latent_shape)), jnp.zeros((1, 1, self.unet.cross_attention_dim))
-            params = {
+            return {
                 "vae": self.vae.init(key, jnp.zeros((1, size, size, 3)))["params"],
                 "unet": self.unet.init(key, latents, jnp.zeros((1,), jnp.int32), text)["params"],
                 "text_encoder": self.text.init(key, ids, method="read")["params"],
-                "image_encoder": self.vision.init(key, jnp.zeros((1, pixels, pixels, 3)), method="pool")["params"],
             }
-            for part, name, width in (
-                ("text_encoder", "text_projection", self.text_width),
-                ("image_encoder", "visual_projection", self.clip_width),
-            ):
-                if self.has_projection(part):
-                    params[part][name] = {"kernel": jnp.zeros((width, self.configs[part].get("projection_dim", _PROJECTION)))}
-            return params
 
-        shapes = flatten_dict(jax.eval_shape(init), sep="/")
+        params: Params = {**jax.eval_shape(init), "image_encoder": self.image_encoder.param_shapes()}
+        text = self.configs["text_encoder"]
+        if (text.get("architectures") or [""])[0].endswith("WithProjection"):
+            shape = (self.text_width, text.get("projection_dim", _PROJECTION))
+            params["text_encoder"]["text_projection"] = {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}
+        shapes = flatten_dict(params, sep="/")
         return unflatten_dict(
             {path: jax.ShapeDtypeStruct(leaf.shape, self.policy.weight_dtype(path)) for path, leaf in shapes.items()}, sep="/"
         )
-
-    def has_projection(self, part: str) -> bool:
-        """Whether the part's files hold CLIP's projection into the space shared by pictures and texts."""
-        architectures = self.configs[part].get("architectures") or [""]
-        return architectures[0].endswith("WithProjection")
 
     def random_params(self, key: PRNGKeyArray) -> Params:
         """Random weights of every part (`random_weights.draw_leaf`)."""
@@ -235,52 +221,6 @@ class StableDiffusion:
         pooled = self.text.pool(self.read(text_encoder, ids, words), ids)
         return pooled @ text_encoder["text_projection"]["kernel"]
 
-    # pictures as CLIP sees them -----------------------------------------------------------------------------------------
-
-    def see(self, image_encoder: Params, images: Float[Array, "b h w 3"], kind: str = "layers") -> Float[Array, "b states width"]:
-        """φ_clip, in one of these kinds.
-
-            layers                  class-token states of every second layer, after the post layer norm: the paper's
-            tokens                  states of the last layer: the class token, normed, and every second patch, not normed
-            bicubic-tokens          the same of pictures resized as the public PyTorch code does (`resize_bicubic`)
-            bicubic-normed-tokens   and all states normed, as they are with OpenCLIP from 2.23 on
-
-        Errors: `UserError` for another kind.
-        """
-        bicubic = kind.startswith(_BICUBIC)
-        states = self._apply_vision(image_encoder, images, "__call__", bicubic)
-
-        def norm(states: Array) -> Array:
-            return self.vision.apply(_trunk(image_encoder), states, method="norm")
-
-        match kind.removeprefix(_BICUBIC):
-            case "layers":
-                return norm(jnp.stack([state[:, 0] for state in states[2::2]], axis=1))
-            case "tokens":
-                return jnp.concatenate([norm(states[-1][:, :1]), states[-1][:, 2::2]], axis=1)
-            case "normed-tokens":
-                return norm(jnp.concatenate([states[-1][:, :1], states[-1][:, 2::2]], axis=1))
-        raise UserError(f"{kind!r} is unknown; choose one of {', '.join(CLIP_FEATURES)}.", "clip_features")
-
-    def feature_count(self, kind: str = "layers") -> int:
-        """How many states `see` returns."""
-        patches = (self.vision.image_size // self.vision.patch_size) ** 2
-        return 1 + patches // 2 if kind.endswith("tokens") else self.vision.num_hidden_layers // 2
-
-    def embed_image(self, image_encoder: Params, images: Float[Array, "b h w 3"]) -> Float[Array, "b shared"]:
-        """CLIP's projected image embedding."""
-        return self._apply_vision(image_encoder, images, "pool") @ image_encoder["visual_projection"]["kernel"]
-
-    def _apply_vision(self, image_encoder: Params, images: Array, method: str, bicubic: bool = False) -> Any:
-        size = self.vision.image_size
-        if bicubic:
-            images = resize_bicubic(images, size)  # and what it overshoots is kept
-        elif images.shape[1:3] != (size, size):
-            images = jax.image.resize(images, (images.shape[0], size, size, 3), "cubic", antialias=True)
-        images = images if bicubic else jnp.clip(images, -1, 1)
-        pixels = (images * 0.5 + 0.5 - _CLIP_MEAN) / _CLIP_DEVIATION
-        return self.vision.apply(_trunk(image_encoder), pixels, method=method)
-
     # U-Net --------------------------------------------------------------------------------------------------------------
 
     def denoise(
@@ -302,7 +242,3 @@ class StableDiffusion:
     ) -> Float[Array, "b features"]:
         """φ_unet(z_t, t), at about half the cost of a prediction."""
         return self.unet.apply({"params": unet}, z_t, t, conditioning, method="features")
-
-
-def _trunk(image_encoder: Params) -> Params:
-    return {"params": {"vision_model": image_encoder["vision_model"]}}

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 
 from e4t_jax.bases.formats import STEMS, Weights, open_weights, read_json
+from e4t_jax.bases.image_encoders import image_encoder_of
 from e4t_jax.bases.protocol import LoadedBase, Params
 from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.bases.stable_diffusion.base import StableDiffusion
@@ -81,7 +82,7 @@ def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: An
     for part in params:
         save_part(folder, part, params[part], dtype)
         config = dict(base.configs[part])
-        library, kind = _CLASSES[part]
+        library, kind = _class_of(part, config)
         if part in ("vae", "unet"):
             config = {"_class_name": kind, **config}
         else:
@@ -102,6 +103,13 @@ def _write_folder(folder: Path, base: StableDiffusion, params: Params, dtype: An
     write_json(folder / INDEX, index)
 
 
+def _class_of(part: str, config: Mapping[str, Any]) -> tuple[str, str]:
+    """Library and class that load a part: the image encoder's own, where it is none of CLIP's."""
+    library, kind = _CLASSES[part]
+    own = part == "image_encoder" and not str(config.get("model_type", "clip")).startswith("clip")
+    return library, (config.get("architectures") or ["AutoModel"])[0] if own else kind
+
+
 def save_part(folder: Path, part: str, params: Params, dtype: Any = np.float16) -> None:
     """Writes the weights of one part in PyTorch's names and layouts."""
     flat = flatten_dict(params, sep="/")
@@ -119,23 +127,32 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def load_folder(
-    folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any
+    folder: Path,
+    image_encoder: Path | str | Callable[[], Path] | None = None,
+    clip_features: str | None = None,
+    **policy: Any,
 ) -> tuple[StableDiffusion, Params]:
     """The base in a diffusers folder and its weights; as `open_folder`."""
-    base, params, _ = open_folder(folder, image_encoder, **policy)
+    base, params, _ = open_folder(folder, image_encoder, clip_features, **policy)
     assert isinstance(base, StableDiffusion)
     return base, params
 
 
-def open_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] | None = None, **policy: Any) -> LoadedBase:
+def open_folder(
+    folder: Path,
+    image_encoder: Path | str | Callable[[], Path] | None = None,
+    clip_features: str | None = None,
+    **policy: Any,
+) -> LoadedBase:
     """Reads a base from a diffusers folder, tensor by tensor from file to device, each cast once as the `policy` says.
 
-    `image_encoder` is a folder of CLIP's in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
+    `image_encoder` is a folder of one in transformers' format, for bases that bring none (Stable Diffusion's do not), or what
     finds one: it is not asked before all else in the folder was found to be there. "random:vit-h14" is drawn.
+    `clip_features` says which of its states it gives.
 
     Errors: `UserError`, one line that names the file, when one is missing, damaged, changed or of another architecture.
     """
-    base, weights = _open_parts(folder, image_encoder, Policy(**policy))
+    base, weights = _open_parts(folder, image_encoder, Policy(**policy), clip_features)
     shapes = base.param_shapes()
     check_holds(shapes, jax.local_devices()[:1], f"the weights of {folder}")
     samples: dict[str, Params] | None = {} if base.dtype != "float32" else None
@@ -162,7 +179,10 @@ def survey_folder(folder: Path, image_encoder: Path | str | Callable[[], Path] |
 
 
 def _open_parts(
-    folder: Path, image_encoder: Path | str | Callable[[], Path] | None, policy: Policy
+    folder: Path,
+    image_encoder: Path | str | Callable[[], Path] | None,
+    policy: Policy,
+    clip_features: str | None = None,
 ) -> tuple[StableDiffusion, dict[str, Weights]]:
     """The base in a folder, and where the weights of its parts lie."""
     folder = Path(folder)
@@ -188,7 +208,7 @@ def _open_parts(
         where = Path(image_encoder() if callable(image_encoder) else image_encoder)
         configs["image_encoder"] = read_config("image_encoder", where)
         weights["image_encoder"] = open_weights(where, "image_encoder")
-    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy)
+    base = StableDiffusion({part: configs[part] for part in (*STEMS, "scheduler")}, tokenizer, policy, clip_features)
     if drawn is not None:
         weights["image_encoder"] = drawn_weights(drawn, base.param_shapes()["image_encoder"])
     return base, weights
@@ -243,14 +263,13 @@ def check_together(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> No
 def read_config(part: str, folder: Path) -> dict[str, Any]:
     """A part's config.json; of a whole CLIP model, the half that sees.
 
-    Errors: `UserError` for another architecture than Stable Diffusion 1 and 2 have, naming the key that says so.
+    Errors: `UserError` for another architecture than Stable Diffusion 1 and 2 have, naming the key that says so, and for an image
+        encoder of a kind that is not known.
     """
     path = folder / "config.json"
     config = read_json(path)
-    if part == "image_encoder" and "vision_config" in config:
-        whole = config
-        config = {**whole["vision_config"], "projection_dim": whole.get("projection_dim", 512)}
-        config["architectures"] = ["CLIPVisionModelWithProjection"]
+    if part == "image_encoder":
+        return dict(image_encoder_of(config, file=path).config)
     if part in ("vae", "unet"):
         config = without_replaced_defaults(config)
     if part == "unet" and _is_before_0_9(config) and isinstance(config.get("sample_size"), int) and config["sample_size"] < 64:

@@ -95,7 +95,7 @@ def contrastive_loss(base: StableDiffusion, params: Params, frozen: Params, batc
     identities, scenes, captions = batch
     images = jnp.round(draw(identities, scenes, IMAGE_SIZE)[0] * 255) / 127.5 - 1
     reader = {**frozen["text_encoder"], "text_projection": params["text_projection"]}
-    seen = base.embed_image(params["image_encoder"], images)
+    seen = base.image_encoder.embed(params["image_encoder"], images)
     read = base.embed_text(reader, jnp.asarray(captions.ids), caption_words(base, reader, captions))
     logits = jnp.exp(jnp.clip(params["log_temperature"], 0, 4.6)) * _unit(seen) @ _unit(read).T
     labels = jnp.arange(logits.shape[0])

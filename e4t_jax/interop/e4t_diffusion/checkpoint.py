@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from e4t_jax import bases
 from e4t_jax.bases import LoadedBase, Params
 from e4t_jax.bases.hub import hub_id_of
+from e4t_jax.bases.image_encoders.clip import ClipImageEncoder
 from e4t_jax.concept import Concept
 from e4t_jax.data.images import read_whole
 from e4t_jax.domain import Domain
@@ -185,6 +186,9 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
     """The domain on its base, with shapes in place of the base's weights."""
     settings, base = found.settings, loaded.base
     assert isinstance(base, bases.StableDiffusion)
+    own = dict(parts.settings or {})
+    base = base.with_features(own.pop("features", _OPEN_CLIP[open_clip][0]))
+    assert isinstance(base.image_encoder, ClipImageEncoder)  # no other has those features
     networks = parts.networks
     domain = Domain(
         found.base,
@@ -196,12 +200,11 @@ def _assemble(found: Located, parts: _Parts, loaded: LoadedBase, *, image_encode
         scale=settings.scale,
         template=settings.template,
         image_encoder=image_encoder,
-        clip_features=_OPEN_CLIP[open_clip][0],
-        clip_squash=base.vision.image_size,
+        clip_squash=base.image_encoder.image_size,
         samples=loaded.samples,
         networks=None if networks is None else lambda: networks,
     )
-    return dataclasses.replace(domain, **(parts.settings or {}))
+    return dataclasses.replace(domain, **own)
 
 
 def _check_fits(found: Located, domain: Domain) -> None:
@@ -232,7 +235,7 @@ def _concept(picture: _Picture, domain: Domain, parts: _Parts, image_encoder: Pa
     unet = read_unet(parts.offsets_file, parts.state, domain.base) if has_unet else None
     weights = bases.load_part(image_encoder, "image_encoder", domain.params["image_encoder"])
     whole = read_whole(picture.file, domain.clip_squash or domain.base.image_size)
-    seen = domain.base.see(weights, jnp.asarray(whole)[None], domain.clip_features)
+    seen = domain.base.image_encoder.see(weights, jnp.asarray(whole)[None])
     folded = fold(domain.method, Trainable(), domain.frozen, seen)[0]
     scope = "full" if has_unet else "head"
     return Concept(picture.name, scope, domain.fingerprint, Trainable(parts.factors, unet=unet), folded)

@@ -55,7 +55,7 @@ def export_domain(domain: Domain, out: str | Path) -> ExportedDomain:
     Imported again (`import_checkpoint`), it has the same numbers bit by bit.
 
     Args:
-        domain: A domain in float32 whose encoder sees tokens of CLIP's last layer (`clip_features`).
+        domain: A domain in float32 whose encoder sees tokens of CLIP's last layer.
         out: Folder to write. Needs PyTorch.
 
     Errors: `UserError` without PyTorch, for a domain that the format cannot hold, and for a folder that cannot be written.
@@ -96,10 +96,10 @@ def _check_domain(domain: Domain) -> StableDiffusion:
     base = domain.base
     if not isinstance(base, StableDiffusion):
         raise UserError(f"{domain.base_name} is a {type(base).__name__}; the public code knows Stable Diffusion only.", "domain")
-    if not domain.clip_features.endswith("tokens"):
+    if not domain.base.image_encoder.features.endswith("tokens"):
         raise UserError(
-            f"its encoder sees CLIP's {domain.clip_features}, the public code's sees tokens of the last layer alone: pretrain with "
-            "clip_features tokens, or export concepts of it, which need no encoder.",
+            f"its encoder sees {base.image_encoder.features} of CLIP, the public code's sees tokens of the last layer alone: "
+            "pretrain on tokens, or export concepts of it, which need no encoder.",
             "domain",
         )
     if base.dtype != "float32":
@@ -158,18 +158,18 @@ def _notes(domain: Domain, base: StableDiffusion, error: float) -> tuple[str, ..
             "Its offsets are free in three factors, the public code's networks in two: weight_offsets.pt holds the nearest, which "
             f"miss {error:.1%} of Δ, and the kernels that make up for it, so that the U-Net is the same."
         )
-    normed = domain.clip_features == "bicubic-normed-tokens"
+    normed = domain.base.image_encoder.features == "bicubic-normed-tokens"
     notes.append(
         f"Use OpenCLIP {'2.23 or later, which norms all tokens' if normed else 'before 2.23, which norms the first token'}."
     )
-    if domain.clip_features == "tokens":
+    if domain.base.image_encoder.features == "tokens":
         notes.append(
             "Its encoder learned from cropped pictures, resized with antialiasing; the public code squashes whole ones without it: "
             "square pictures come nearest."
         )
-    if (base.clip_width, base.feature_width) != (_VISION_WIDTH, _FEATURES):
+    if (base.image_encoder.width, base.feature_width) != (_VISION_WIDTH, _FEATURES):
         notes.append(
             f"The public code's encoder is made for CLIP's width {_VISION_WIDTH} and {_FEATURES} features of the U-Net, these are "
-            f"{base.clip_width} and {base.feature_width}: change the numbers in its e4t/encoder.py."
+            f"{base.image_encoder.width} and {base.feature_width}: change the numbers in its e4t/encoder.py."
         )
     return tuple(notes)

@@ -20,20 +20,21 @@ from e4t_jax.storage import file_digest, pack, unpack
 
 FILE = "e4t_jax.safetensors"
 _KIND = "e4t domain, exported"
-_SETTINGS = ("regularisation", "guidance", "template", "clip_features", "clip_squash")
+_SETTINGS = ("regularisation", "guidance", "template", "clip_squash")
+_FEATURES = "features"  # of the image encoder
 
 
 class OwnNumbers(NamedTuple):
     """The domain's factors and settings, as they were."""
 
     factors: Factors
-    settings: dict[str, Any]  # fields of `Domain`
+    settings: dict[str, Any]  # fields of `Domain`, and the image encoder's `features`
     has_networks: bool  # whether the checkpoint's networks were the domain's own, and not the nearest to its factors
 
 
 def pack_own_numbers(domain: Domain, offsets_file: Path) -> bytes:
     """The content of the file, which belongs to `offsets_file`."""
-    settings = {name: getattr(domain, name) for name in _SETTINGS}
+    settings = {name: getattr(domain, name) for name in _SETTINGS} | {_FEATURES: domain.base.image_encoder.features}
     has_networks = domain.networks is not None
     header = {"kind": _KIND, "settings": settings, "weight_offsets": file_digest(offsets_file), "has_networks": has_networks}
     return pack({name: np.asarray(leaf, np.float32) for name, leaf in flatten_dict(domain.factors, sep="|").items()}, header)
@@ -49,7 +50,7 @@ def read_own_numbers(offsets_file: Path) -> OwnNumbers | None:
         return None
     tensors, header = unpack(file, _KIND, "what an exported domain brings")
     settings = header.get("settings")
-    if not isinstance(settings, dict) or not set(settings) <= set(_SETTINGS):
+    if not isinstance(settings, dict) or not set(settings) <= {*_SETTINGS, _FEATURES}:
         raise UserError(f"{file} holds settings that are unknown here; update e4t-jax.")
     if header.get("weight_offsets") != file_digest(offsets_file):
         return None

@@ -12,6 +12,8 @@ import numpy as np
 
 from e4t_jax import bases
 from e4t_jax.bases import StableDiffusion
+from e4t_jax.bases.image_encoders.clip import ClipImageEncoder
+from e4t_jax.bases.stable_diffusion.clip import CLIPVision
 from e4t_jax.checks import SCALE, WEIGHT, Between
 from e4t_jax.domain import Domain
 from e4t_jax.errors import UserError, shortened
@@ -129,7 +131,7 @@ def config_of(domain: Domain, base: StableDiffusion, told: Mapping[str, Any]) ->
 
     Its reg_lambda weighs another sum than our λ does, so that is the public code's own default.
     """
-    vision = base.vision
+    vision = _tower(base)
     geometry = (vision.hidden_size, vision.num_hidden_layers, vision.patch_size)
     tower, weights = _TOWERS.get(geometry, ("ViT-{}x{}-{}".format(*geometry), "none"))
     names = {kind: name for name, kind in _TEMPLATES.items()}
@@ -146,9 +148,15 @@ def config_of(domain: Domain, base: StableDiffusion, told: Mapping[str, Any]) ->
     return config | ({_TOLD: dict(told)} if told else {})
 
 
+def _tower(base: StableDiffusion) -> CLIPVision:
+    assert isinstance(base.image_encoder, ClipImageEncoder)  # the only one whose features can be exported
+    return base.image_encoder.module
+
+
 def image_encoder_config(base: StableDiffusion, tower: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What an import would not tell from a tower's tensors and name (`tensors.read_image_encoder`), of this base's."""
-    name = "openai" if base.vision.hidden_act == "quick_gelu" else ""
+    vision = _tower(base)
+    name = "openai" if vision.hidden_act == "quick_gelu" else ""
     told = {**_DEFAULTS, **read_image_encoder(tower, "encoder.pt", name)[0]}
-    own = {key: getattr(base.vision, key) for key in _DEFAULTS}
+    own = {key: getattr(vision, key) for key in _DEFAULTS}
     return {key: value for key, value in own.items() if told[key] != value}

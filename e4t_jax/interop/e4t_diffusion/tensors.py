@@ -1,7 +1,8 @@
 """The tensors of a checkpoint as encoder, offsets and image encoder.
 
 The public encoder differs from the paper's in one point: it sees tokens of CLIP's last layer, not class tokens of many layers
-(`Base.see`, kinds "bicubic-tokens" and "bicubic-normed-tokens"). Its offset networks are rank-3 factors, exactly (`offsets`).
+("bicubic-tokens" and "bicubic-normed-tokens" of `bases.image_encoders.clip`). Its offset networks are rank-3 factors, exactly
+(`offsets`).
 """
 
 from __future__ import annotations
