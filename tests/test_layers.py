@@ -80,3 +80,9 @@ def test_the_doors_hold_no_code_of_their_own():
     for folder in ("train", "infer"):
         for path in (ROOT.parent / folder).glob("*.py"):
             assert len(path.read_text().splitlines()) < 10, path
+
+
+def test_few_files_know_what_of_clip_the_encoder_sees():
+    """The image encoder carries it: outside of bases/ the setting, its flag and two records name it."""
+    named = [path for path in MODULES if ROOT / "bases" not in path.parents and "clip_features" in path.read_text()]
+    assert len(named) <= 4, named
