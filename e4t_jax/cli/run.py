@@ -18,8 +18,8 @@ from e4t_jax.cli.parse_errors import Option, line_of_box, unknown_words
 from e4t_jax.cli.streams import ends_with_its_reader, is_unread
 from e4t_jax.errors import UserError
 from e4t_jax.files.places import local_path
-from e4t_jax.tuning.compiled_cache import keep_programs
 from e4t_jax.machine import is_out_of_memory
+from e4t_jax.tuning.compiled_cache import keep_programs
 
 # Settings that a command takes whole, as if their fields were its own.
 Inline = tyro.conf.arg(name="")

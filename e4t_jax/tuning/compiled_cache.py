@@ -7,8 +7,6 @@ import os
 import time
 from pathlib import Path
 
-from e4t_jax.storage import user_cache
-
 _CACHE_BYTES = 2 * 2**30  # the programs used longest ago make room
 _UNFINISHED_FOR = 60  # seconds
 
@@ -31,7 +29,7 @@ def keep_programs(folder: str | Path | None = None) -> Path | None:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir
+    before = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
     if before:
         return Path(before)
     try:
