@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, Params
@@ -52,7 +52,7 @@ def measure(drawn: Drawn) -> dict[str, Any]:
     return {name: value for metric in METRICS.values() for name, value in metric(drawn).items()}
 
 
-def standard_error(values: Num[np.ndarray, "concepts prompts"], draws: int = 4000) -> float:
+def standard_error(values: Num[np.ndarray, "concepts prompts"] | Bool[np.ndarray, "concepts prompts"], draws: int = 4000) -> float:
     """Of the mean of figures, by the bootstrap over concepts: pictures of one concept are alike, and stay together.
 
         std over draws of mean(values[rows]), rows ~ concepts with replacement        (Efron 1979)
