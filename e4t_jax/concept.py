@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,3 +27,19 @@ class Concept(NamedTuple):
     def __repr__(self) -> str:
         numbers = sum(leaf.size for leaf in jax.tree.leaves((self.trainable, self.folded)))
         return f"Concept({self.name!r}, scope={self.scope!r}, {numbers} numbers, domain {self.domain})"
+
+
+def said_of_unfamiliar(concepts: Iterable[Concept], word: str) -> str:
+    """A line on the concepts whose pictures are unlike all that their domain was pretrained on (`tuning.familiarity`), or nothing.
+
+    Args:
+        concepts: Concepts of one domain.
+        word: The domain's.
+
+    Errors: none.
+    """
+    names = [concept.name for concept in concepts if (concept.tuning or {}).get("familiar") is False]
+    if not names:
+        return ""
+    who = f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
+    return f"{who} unlike every picture that this domain was pretrained on: it will draw a {word} instead of what is shown."

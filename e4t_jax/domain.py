@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from e4t_jax.bases import Base, LoadedBase, Params
-from e4t_jax.concept import Concept
+from e4t_jax.concept import Concept, said_of_unfamiliar
 from e4t_jax.data.images import PictureLike, read_image, read_whole
 from e4t_jax.errors import UserError
 from e4t_jax.files.places import local_path
@@ -34,6 +35,7 @@ from e4t_jax.samplers import Sampler, own_method, sampler
 from e4t_jax.storage import digest, fingerprint, to_json
 from e4t_jax.templates import heaviest_captions, scene_captions
 from e4t_jax.tuning.batching import over
+from e4t_jax.tuning.familiarity import Familiarity
 from e4t_jax.tuning.kept_programs import static_fields
 from e4t_jax.tuning.personalise import CaptionGrid, Personalised, Personalising, PictureInput, personalise, picture_input
 from e4t_jax.tuning.recipe import Prompts, Recipe
@@ -62,6 +64,7 @@ class Domain:
     image_encoder: str | None = None  # its name, where the base brings none
     clip_squash: int | None = None  # pixels a side to which the whole picture is squashed for CLIP; None: CLIP sees the cropped one
     networks: Callable[[], Networks] | None = None  # reads the networks that the factors were made of, where an import kept them
+    familiarity: Familiarity | None = None  # how far a picture is from those it was pretrained on, where that is known
     samples: Params | None = None  # where `params` were cast: what fingerprints read of them, as stored (`bases.LoadedBase`)
 
     def __repr__(self) -> str:
@@ -130,7 +133,10 @@ class Domain:
         of range, or a loss that is not finite. `tune_many` goes on where this stops.
         """
         outcomes = self.tune_many(images, settings, caption=caption, names=names, **changes)
-        return [outcome.unwrap() for outcome in track(outcomes)]
+        concepts = [outcome.unwrap() for outcome in track(outcomes)]
+        if line := said_of_unfamiliar(concepts, self.domain_token):
+            warnings.warn(line, stacklevel=2)
+        return concepts
 
     def tune_many(
         self,
@@ -371,6 +377,7 @@ class Tuning:
             captions=captions,
             key=jax.random.key(self.settings.seed, impl="threefry2x32"),
             recipe=self.recipe,
+            familiarity=domain.familiarity,
         )
 
     def _frozen(self) -> Frozen:
@@ -395,6 +402,8 @@ class Tuning:
         given, weights = outcome.source.get("caption"), made.caption_weights
         captions = [] if weights is None else heaviest_captions(self.domain.template, np.asarray(weights))
         captions = captions if given is None else [{"caption": given, "weight": 1.0}]
+        known = self.domain.familiarity
+        familiar = {} if known is None or made.distance is None else {"familiar": bool(made.distance <= known.limit)}
         assert self.settings.scope is not None  # they are filled
         concept = Concept(
             name=outcome.name,
@@ -403,7 +412,7 @@ class Tuning:
             trainable=made.trainable,
             folded=made.folded,
             origin=outcome.origin,
-            tuning={**self.settings.used(self.recipe), **outcome.source, "captions": captions},
+            tuning={**self.settings.used(self.recipe), **outcome.source, "captions": captions, **familiar},
         )
         return dataclasses.replace(outcome, result=concept)
 

@@ -10,7 +10,7 @@ from e4t_jax.checks import Concepts, SamplingSteps, Seed, TuningSteps
 from e4t_jax.cli.cores import use_all_cores
 from e4t_jax.cli.progress import progress
 from e4t_jax.cli.run import NetworkCommand
-from e4t_jax.creatures.judging.demonstration import demonstrate
+from e4t_jax.creatures.judging.demonstration import demonstrate, identity_line
 from e4t_jax.creatures.judging.judges import load_judges
 from e4t_jax.data.images import encode_png, read_image
 from e4t_jax.errors import UserError
@@ -35,7 +35,7 @@ class Config(NetworkCommand):
     out: Path = Path("outputs/demo")
     """Folder for the grids, the pictures and the concept files; with the drawn creatures, metrics.json too."""
     domain: str = "creatures"
-    """Domain: "creatures", "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
+    """Domain: "creatures" (draws creatures only), "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
     images: tuple[Path, ...] = ()
     """Pictures of your own, a grid for each: the picture, the encoder alone, --steps, and three times as many."""
     concepts: Concepts = 6
@@ -99,4 +99,5 @@ def _show_creatures(config: Config) -> None:
     )
     write_files({config.out / "grid.png": encode_png(shown.grid), config.out / "metrics.json": to_json(shown.metrics)})
     print("\n".join(f"{index}. {prompt}" for index, prompt in enumerate(shown.prompts, 1)))
+    print(identity_line(shown.metrics, config.steps, config.concepts * len(shown.prompts)))
     print(f"Pictures: {config.out / 'grid.png'}\nMetrics:  {config.out / 'metrics.json'}\nConcepts: {config.out / 'concepts'}")

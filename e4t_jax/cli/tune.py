@@ -28,7 +28,7 @@ class Config(NetworkCommand):
     out: Path
     """Folder for the concept files."""
     domain: str = "creatures"
-    """Domain: "creatures", "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
+    """Domain: "creatures" (draws creatures only), "faces" (fetched when first asked for), or a folder that `e4t pretrain` wrote."""
     caption: str | None = None
     """What all the pictures show around *s ("a photo of *s in a meadow"); where not given, it is read off each picture."""
     resume: bool = False
@@ -62,4 +62,6 @@ def _tune(config: Config) -> None:
     if tuned.sizes:
         write_file(own_file(config.out / TUNED), to_json(report))
         print(f"{len(tuned.sizes)} concepts are in {config.out} ({tuned.seconds:.1f} s, compilation included)")
+    if tuned.unfamiliar:
+        say(f"Warning: {tuned.unfamiliar}")
     raise_failures(tuned.failed, tuned.asked, "pictures")

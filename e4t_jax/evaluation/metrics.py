@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Num, UInt8
 
 from e4t_jax.arrays import Array
 from e4t_jax.bases import Base, Params
@@ -50,6 +50,22 @@ METRICS: dict[str, Callable[[Drawn], dict[str, Any]]] = {"clip": clip_similariti
 def measure(drawn: Drawn) -> dict[str, Any]:
     """The figures of all `METRICS`."""
     return {name: value for metric in METRICS.values() for name, value in metric(drawn).items()}
+
+
+def standard_error(values: Num[np.ndarray, "concepts prompts"] | Bool[np.ndarray, "concepts prompts"], draws: int = 4000) -> float:
+    """Of the mean of figures, by the bootstrap over concepts: pictures of one concept are alike, and stay together.
+
+        std over draws of mean(values[rows]), rows ~ concepts with replacement        (Efron 1979)
+
+    Args:
+        values: A figure for each picture.
+        draws: How often concepts are drawn anew, with a seed of its own.
+
+    Errors: none.
+    """
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, len(values), (draws, len(values)))
+    return float(values.mean(axis=1)[rows].mean(axis=1).std())
 
 
 def edge_energy(images: UInt8[np.ndarray, "*batch h w 3"]) -> float:

@@ -43,6 +43,7 @@ from e4t_jax.storage import (
     write_files,
 )
 from e4t_jax.templates import TEMPLATES
+from e4t_jax.tuning.familiarity import Familiarity
 
 _KIND = "e4t domain"
 _FORMAT = 4  # 1 had no checksum; up to 3, λ weighed ‖s E‖² and not its share of ‖e_d‖²
@@ -73,6 +74,8 @@ _OPTIONAL_FIELDS: dict[str, type | tuple[type, ...]] = {
     "origin": dict,  # where it was imported from, for who reads the file
 }
 _MEND = "make or copy the domain again"
+_FAMILIARITY = "familiarity.safetensors"  # not in every domain; it names the encoder that it was written with
+_FAMILIAR = [field.name for field in dataclasses.fields(Familiarity)]
 _PARTS = ("vae", "unet", "text_encoder", "image_encoder")
 _HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 _INSIDE = r"[\w-]+/[\w-][\w.-]*"  # a file in a folder of the domain
@@ -111,6 +114,9 @@ def save_domain(
         if lost is not None:
             raise UserError(f"the {name}'s {lost} holds numbers beyond {np.dtype(dtype)}; train at a lower learning rate.")
         parts[f"{name}.safetensors"] = pack(flat, {"kind": _KIND})
+    if domain.familiarity is not None:
+        numbers = {name: np.asarray(getattr(domain.familiarity, name)) for name in _FAMILIAR}
+        beside = {**beside, _FAMILIARITY: pack(numbers, {"kind": _KIND, "encoder": digest(parts["encoder.safetensors"])})}
     record: dict[str, Any] = {name: getattr(domain, name) for name in _OPTIONS}
     record["clip_features"] = domain.base.image_encoder.features
     record |= {"format": _FORMAT, "base": domain.base_name, "domain_token": domain.domain_token}
@@ -138,7 +144,7 @@ def _digest_of(content: bytes | str | Path) -> str:
 
 def check_names(folder: Path, names: Iterable[str]) -> None:
     """Errors: `UserError` for a name of a file to be written into the folder of a domain that is one of the domain's own."""
-    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in (*_TENSORS, _NETWORKS))} & set(names))
+    taken = sorted({"domain.json", *(f"{name}.safetensors" for name in (*_TENSORS, _NETWORKS)), _FAMILIARITY} & set(names))
     if taken:
         raise UserError(f"{folder / taken[0]} is a file of the domain itself; give what is written beside it another name.")
 
@@ -167,6 +173,7 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
     with _mend_of(folder), locked(folder, shared=True):
         record = _read_record(path)
         encoder, factors = (_read_part(path, part, record) for part in _TENSORS)
+        familiarity = _read_familiarity(folder)
         _check_beside(path, record)
     options = {name: record[name] for name in _OPTIONS} | {"clip_squash": record.get("clip_squash")}
     base_name = _base_of(folder, record)
@@ -187,6 +194,7 @@ def load_domain(name: str | Path = "creatures", **policy: Any) -> Domain:
         factors=factors,
         networks=partial(_read_networks, path, record, factors) if has_networks else None,
         samples=loaded.samples,
+        familiarity=familiarity,
         **options,
     )
     part = misfit(domain)
@@ -306,6 +314,21 @@ def _read_networks(path: Path, record: dict[str, Any], factors: Params) -> Netwo
     if made is None or jax.tree.map(jnp.shape, made) != jax.tree.map(jnp.shape, factors):
         raise UserError(f"{path.parent / _NETWORKS}.safetensors does not fit the offsets beside it; {_MEND}.")
     return networks
+
+
+def _read_familiarity(folder: Path) -> Familiarity | None:
+    """What the domain's own pictures tell; None where nothing does, or where another domain left it there."""
+    path = folder / _FAMILIARITY
+    if not path.exists():
+        return None
+    tensors, header = unpack(path, _KIND, "part of a domain")
+    if header.get("encoder") != file_digest(folder / "encoder.safetensors"):
+        return None
+    shapes = {name: tensors[name].shape for name in tensors}
+    size = shapes.get("mean", ())
+    if shapes != {"mean": size, "precision": 2 * size, "limit": (1,)} or len(size) != 1:  # a file has no number without an axis
+        raise UserError(f"{path} lacks what it was written with; {_MEND}.")
+    return Familiarity(**{**tensors, "limit": tensors["limit"].reshape(())})
 
 
 def _base_of(folder: Path, record: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from e4t_jax.concept import Concept
+from e4t_jax.concept import Concept, said_of_unfamiliar
 from e4t_jax.data.images import encode_png, png_origin
 from e4t_jax.domain import Domain, Track
 from e4t_jax.errors import UserError
@@ -23,6 +23,7 @@ from e4t_jax.files.concept_files import concept_at, concept_bytes, load_concept
 from e4t_jax.files.picture_files import check_names
 from e4t_jax.files.places import local_path
 from e4t_jax.files.reports import picture_texts
+from e4t_jax.objective import Trainable
 from e4t_jax.sample import SampleSettings
 from e4t_jax.storage import digest, file_digest, to_json, written_behind
 from e4t_jax.training.processes import share_of
@@ -35,6 +36,7 @@ class TunedFiles(NamedTuple):
     asked: int  # of this process's pictures
     sizes: dict[str, int]
     captions: dict[str, list[dict[str, Any]]]  # of each concept, with their weights
+    unfamiliar: str  # what to say of pictures unlike the domain's, if anything
     failed: dict[str, UserError]
     seconds: float  # compilation included
 
@@ -85,7 +87,7 @@ def tune_to_files(
         domain_files.check_names(folder, [_concept_file(folder, path.stem).name for path in pictures])
     share = share_of(pictures)
     sizes: dict[str, int] = {}
-    captions: dict[str, list[dict[str, Any]]] = {}
+    concepts: list[Concept] = []
     failed: dict[str, UserError] = {}
     began = time.perf_counter()
 
@@ -93,7 +95,7 @@ def tune_to_files(
         there = concept_at(_concept_file(folder, name)) if resume else None
         if there is None or there.origin != origin:
             return False
-        captions[name] = (there.tuning or {}).get("captions", [])
+        concepts.append(there._replace(trainable=Trainable()))
         return True
 
     with written_behind() as write:
@@ -106,10 +108,12 @@ def tune_to_files(
                 sizes[outcome.name] = path.stat().st_size
             else:
                 content = concept_bytes(outcome.result)
-                captions[outcome.name] = (outcome.result.tuning or {}).get("captions", [])
+                concepts.append(outcome.result._replace(trainable=Trainable()))  # the rest need not be kept
                 sizes[outcome.name] = len(content)
                 write(path, content)
-    return TunedFiles(len(share), sizes, captions, failed, time.perf_counter() - began)
+    captions = {concept.name: list((concept.tuning or {}).get("captions", [])) for concept in concepts}
+    unfamiliar = said_of_unfamiliar(concepts, domain.domain_token)
+    return TunedFiles(len(share), sizes, captions, unfamiliar, failed=failed, seconds=time.perf_counter() - began)
 
 
 def draw_to_files(

@@ -25,6 +25,7 @@ from e4t_jax.files.domain_files import base_fingerprint
 from e4t_jax.files.places import local_data, local_name, local_path
 from e4t_jax.objective import Method, Trainable, make_method
 from e4t_jax.pretraining.encode_once import READ_BY_RUNS
+from e4t_jax.pretraining.familiar import familiarity_of
 from e4t_jax.pretraining.previews import Preview, preview
 from e4t_jax.pretraining.run_log import RunLog
 from e4t_jax.pretraining.settings import DomainSettings, Seen, or_preset
@@ -115,7 +116,15 @@ def pretrain(
     inputs.count_broken(say)
     # A domain draws, too: what no step on a cache needed is read now.
     loaded = inputs.source.open() if inputs.cached else inputs.loaded
-    return _domain_of(inputs.source, loaded, domain, settings, trainable)
+    return _with_familiarity(_domain_of(inputs.source, loaded, domain, settings, trainable), inputs, settings.workers)
+
+
+def _with_familiarity(domain: Domain, inputs: _Inputs, workers: int) -> Domain:
+    """The domain with what its own pictures look like; of a cache, which holds none, nothing is known."""
+    if inputs.cached or not is_first():
+        return domain
+    known = familiarity_of(domain.base, domain.params["image_encoder"], inputs.pictures, workers)
+    return dataclasses.replace(domain, familiarity=known)
 
 
 def _checkpoints(work: Path, record: dict[str, Any], method: Method, *, resume: bool, say: Callable[[str], None]) -> Checkpoints:

@@ -29,7 +29,7 @@ def keep_programs(folder: str | Path | None = None) -> Path | None:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = os.environ.get("JAX_COMPILATION_CACHE_DIR") or jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    before = os.environ.get("JAX_COMPILATION_CACHE_DIR") or getattr(jax.config, "jax_compilation_cache_dir", None)
     if before:
         return Path(before)
     try:

@@ -25,6 +25,7 @@ from e4t_jax.arrays import Array
 from e4t_jax.captioning import pick_captions, read_scene
 from e4t_jax.image_inputs import Encoders
 from e4t_jax.objective import Frozen, Method, Trainable, fold
+from e4t_jax.tuning.familiarity import Familiarity, distance
 from e4t_jax.tuning.recipe import Prompts, Recipe, Views
 from e4t_jax.tuning.tune import features_of, tune_one
 
@@ -48,6 +49,7 @@ class Personalising:
     captions: CaptionGrid | None  # where pictures come without
     key: PRNGKeyArray
     recipe: Recipe
+    familiarity: Familiarity | None = None
 
 
 class PictureInput(NamedTuple):
@@ -67,6 +69,7 @@ class Personalised(NamedTuple):
     losses: Float[Array | np.ndarray, " steps"]  # before each step
     folded: Float[Array | np.ndarray, " clip_width"]
     caption_weights: Float[Array | np.ndarray, "media places"] | None = None  # of the captions read off the picture
+    distance: Float[Array | np.ndarray, ""] | None = None  # of the picture from the domain's (`familiarity.distance`)
 
 
 jax.export.register_namedtuple_serialization(Personalised, serialized_name="e4t_jax.Personalised")
@@ -96,7 +99,10 @@ def personalise(run: Personalising, own: PictureInput) -> Personalised:
             prompts, weights = _read_captions(run, views, caption_key)
         trainable, losses = tune_one(run.method, run.frozen, views, prompts, key=tune_key, recipe=run.recipe)
     folded = fold(run.method, trainable, run.frozen, features_of(run.method, trainable, views)[None])[0]
-    return Personalised(run.recipe.finish(run.frozen, trainable), losses, folded, weights)
+    finished, far = run.recipe.finish(run.frozen, trainable), None
+    if run.familiarity is not None:
+        far = distance(run.familiarity, run.method.base.image_encoder.embed(run.encoders.image_encoder, picture[None])[0])
+    return Personalised(finished, losses, folded, caption_weights=weights, distance=far)
 
 
 def _read_captions(run: Personalising, views: Views, key: PRNGKeyArray) -> tuple[Prompts, Float[Array, "media places"]]:

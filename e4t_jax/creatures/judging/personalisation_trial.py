@@ -10,10 +10,10 @@ import dataclasses
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from e4t_jax.concept import Concept
 from e4t_jax.creatures.judging.judge_losses import attribute_labels, identity_prototypes, share_right
@@ -25,7 +25,7 @@ from e4t_jax.creatures.world.renderer import render
 from e4t_jax.data.images import encode_png
 from e4t_jax.domain import Domain, Track
 from e4t_jax.errors import UserError
-from e4t_jax.evaluation.metrics import Drawn, edge_energy, measure
+from e4t_jax.evaluation.metrics import Drawn, edge_energy, measure, standard_error
 from e4t_jax.files.concept_files import load_concept, save_concept
 from e4t_jax.storage import write_file
 from e4t_jax.tuning.tune import TuneSettings
@@ -145,6 +145,24 @@ def tune_trial(
     return concepts, {"seconds_per_concept": seconds, "bytes_per_concept": int(np.median(sizes))}
 
 
+class Recognised(NamedTuple):
+    """What the judge of identities makes of every picture drawn for a trial."""
+
+    right: Bool[np.ndarray, "concepts prompts"]  # its own identity is the nearest of the gallery's
+    similarity: Float[np.ndarray, "concepts prompts"]  # cosine with its own identity
+
+
+def recognise(judges: dict, trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]) -> Recognised:
+    """Each picture beside the identities of the gallery."""
+    count, prompts = images.shape[:2]
+    kind = WHO_IS_IT[trial.kind]
+    prototypes = identity_prototypes(judges, trial.seed, max(count, GALLERY), split=trial.split, kind=trial.kind)
+    likeness = judge(kind, judges[kind], as_floats(images.reshape(-1, *images.shape[2:]))) @ prototypes.T
+    likeness = np.asarray(likeness).reshape(count, prompts, -1)
+    own = np.arange(count)[:, None]
+    return Recognised(np.argmax(likeness, -1) == own, np.take_along_axis(likeness, own[..., None], -1)[..., 0])
+
+
 def judge_pictures(
     domain: Domain, judges: dict, trial: Trial, images: UInt8[np.ndarray, "concepts prompts h w 3"]
 ) -> dict[str, Any]:
@@ -152,12 +170,15 @@ def judge_pictures(
     count, prompts = images.shape[:2]
     flat = as_floats(images.reshape(-1, *images.shape[2:]))
     who = np.repeat(np.arange(count), prompts)
-    prototypes = identity_prototypes(judges, trial.seed, max(count, GALLERY), split=trial.split, kind=trial.kind)
-    likeness = judge(WHO_IS_IT[trial.kind], judges[WHO_IS_IT[trial.kind]], flat) @ prototypes.T
+    found = recognise(judges, trial, images)
     scene = judge("scene", judges["scene"], flat)
     return {
-        "identity_top1": float(np.mean(np.argmax(likeness, -1) == who)),
-        "identity_similarity": float(np.mean(likeness[np.arange(len(who)), who])),
+        "identity_top1": float(np.mean(found.right)),
+        "identity_similarity": float(np.mean(found.similarity)),
+        "standard_errors": {
+            "identity_top1": standard_error(found.right),
+            "identity_similarity": standard_error(found.similarity),
+        },
         "context_top1": share_right(scene["context"], np.tile(trial.contexts, count)),
         "style_top1": share_right(scene["style"], np.tile(trial.styles, count)),
         **measure(Drawn(domain, images, trial.pictures, trial.prompts)),
