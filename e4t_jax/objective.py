@@ -28,6 +28,7 @@ from e4t_jax.bases.scheduler_config import noise_schedule
 from e4t_jax.encoder import ConceptEncoder
 from e4t_jax.offsets import Factors, Networks, factors_of_networks, init_factors, init_networks, merge
 from e4t_jax.process import NoiseSchedule, add_noise, draw_noise, training_target
+from e4t_jax.tuning.scopes import Scope
 from e4t_jax.words import domain_token_id, inject
 
 
@@ -111,18 +112,20 @@ class Frozen(NamedTuple):
     image_encoder: Any = None
 
 
-# What each part of a concept's `Trainable` is before the first step, from (method, frozen, rank of factors, key): Δ = 0, no
-# residual, the domain's encoder, the base's U-Net. What learns is float32, whatever dtype the networks compute in.
-INITIAL_PARTS: dict[str, Callable[[Method, Frozen, int, PRNGKeyArray], Any]] = {
-    "factors": lambda method, frozen, rank, key: init_factors(key, method.base.offset_kernels(frozen.unet), rank=rank),
-    "encoder": lambda method, frozen, rank, key: frozen.encoder,
-    "residual": lambda method, frozen, rank, key: jnp.zeros((method.base.text_width,)),
-    "unet": lambda method, frozen, rank, key: _float32(frozen.unet),
-    "networks": lambda method, frozen, rank, key: (
+# What each part of a concept's `Trainable` is before the first step, from (method, frozen, scope, key): Δ = 0, no residual, the
+# domain's encoder, the base's U-Net. What learns is float32, whatever dtype the networks compute in.
+INITIAL_PARTS: dict[str, Callable[[Method, Frozen, Scope, PRNGKeyArray], Any]] = {
+    "factors": lambda method, frozen, scope, key: init_factors(
+        key, method.base.offset_kernels(frozen.unet), rank=scope.rank, form=scope.form
+    ),
+    "encoder": lambda method, frozen, scope, key: frozen.encoder,
+    "residual": lambda method, frozen, scope, key: jnp.zeros((method.base.text_width,)),
+    "unet": lambda method, frozen, scope, key: _float32(frozen.unet),
+    "networks": lambda method, frozen, scope, key: (
         init_networks(key, method.base.offset_kernels(frozen.unet)) if frozen.networks is None else frozen.networks
     ),
-    "image_encoder": lambda method, frozen, rank, key: _float32(frozen.image_encoder),
-    "text_encoder": lambda method, frozen, rank, key: _float32(frozen.text_encoder),
+    "image_encoder": lambda method, frozen, scope, key: _float32(frozen.image_encoder),
+    "text_encoder": lambda method, frozen, scope, key: _float32(frozen.text_encoder),
 }
 
 

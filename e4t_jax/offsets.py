@@ -18,9 +18,13 @@ Nothing in it is nonlinear, so it multiplies out, exactly, to three outer produc
 
 Hence whatever the network can say, rank-3 *factors* can: Δ = rows columnsᵀ. Factors are what this library
 learns, stores and merges; `factors_of_network` brings the paper's own parametrisation into this form.
+
+A kernel may be a stack of them, [*stack, in, out], and so may its rows and columns. Another form of Δ is a row of
+`FORMS`, which a scope may name; all else knows offsets by the functions of this module.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +36,9 @@ from jaxtyping import Float, PRNGKeyArray
 from e4t_jax.arrays import Array
 from e4t_jax.errors import UserError
 
-# "down_blocks_0/…/attn1/to_q" -> {"rows": [in, rank], "columns": [out, rank]}
+# "down_blocks_0/…/attn1/to_q" -> the tensors of a form: {"rows": [*stack, in, rank], "columns": [*stack, out, rank]}
 Factors = dict[str, dict[str, Array]]
+Shape = tuple[int, ...]
 Networks = dict[str, "OffsetNetwork"]  # by the same names
 
 
@@ -51,21 +56,53 @@ class OffsetNetwork(NamedTuple):
     row_bias: Float[Array, "out"]  # d
 
 
-def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, Any], rank: int = 3) -> Factors:
-    """Factors for kernels [in, out] given by path, as arrays or their shapes: rows ~ N(0, 1), columns = 0.
+class Form(NamedTuple):
+    """A form of the offsets of one kernel, by the names of the tensors that hold it; no two forms have the same names."""
 
-    Δ = 0 at the start, as in the paper, and yet the columns feel a gradient at once: ∂Δ/∂columns = rows ≠ 0.
+    tensors: tuple[str, ...]
+    init: Callable[[PRNGKeyArray, Shape, int], dict[str, Array]]  # (key, kernel's shape, rank) -> tensors of Δ = 0
+    delta: Callable[[Mapping[str, Array]], Array]  # the tensors -> Δ, of the kernel's shape
+    unit_steps: Callable[[Mapping[str, Array]], dict[str, float]]  # as `unit_steps`, of one kernel
+
+
+def _init_low_rank(key: PRNGKeyArray, kernel: Shape, rank: int) -> dict[str, Array]:
+    *stack, rows, columns = kernel
+    return {"rows": jax.random.normal(key, (*stack, rows, rank)), "columns": jnp.zeros((*stack, columns, rank))}
+
+
+def _low_rank_delta(tensors: Mapping[str, Array]) -> Float[Array, "*stack in out"]:
+    return tensors["rows"] @ tensors["columns"].swapaxes(-1, -2)
+
+
+def _low_rank_unit_steps(tensors: Mapping[str, Array]) -> dict[str, float]:
+    return {name: math.prod(leaf.shape[:-1]) ** 0.5 for name, leaf in tensors.items()}
+
+
+LOW_RANK = "low-rank"
+FORMS: dict[str, Form] = {LOW_RANK: Form(("rows", "columns"), _init_low_rank, _low_rank_delta, _low_rank_unit_steps)}
+
+
+def init_factors(key: PRNGKeyArray, kernels: Mapping[Any, Any], rank: int = 3, form: str = LOW_RANK) -> Factors:
+    """Offsets Δ = 0 for kernels [*stack, in, out] given by path, as arrays or their shapes: rows ~ N(0, 1), columns = 0.
+
+    As in the paper, and yet the columns feel a gradient at once: ∂Δ/∂columns = rows ≠ 0.
+
+    Args:
+        key: Where the rows come from, with a key of its own for each kernel in the order of names.
+        kernels: Path -> kernel, or its shape.
+        rank: Of forms that have one.
+        form: A row of `FORMS`.
     """
-    shapes = {_name(path): getattr(kernel, "shape", kernel) for path, kernel in kernels.items()}
+    shapes = {_name(path): tuple(getattr(kernel, "shape", kernel)) for path, kernel in kernels.items()}
     names = sorted(shapes)
     keys = jax.random.split(key, len(names))
-    rows: dict[str, Array] = {}
-    # A key for each kernel; those of one length are drawn together, which is less to compile.
-    for length in sorted({shapes[name][0] for name in names}):
-        alike = [index for index, name in enumerate(names) if shapes[name][0] == length]
-        drawn = jax.vmap(lambda one, length=length: jax.random.normal(one, (length, rank)))(keys[np.array(alike)])
-        rows |= {names[index]: drawn[place] for place, index in enumerate(alike)}
-    return {name: {"rows": rows[name], "columns": jnp.zeros((shapes[name][1], rank))} for name in names}
+    made: dict[str, dict[str, Array]] = {}
+    # Those of one shape are drawn together, which is less to compile.
+    for shape in sorted(set(shapes.values())):
+        alike = [index for index, name in enumerate(names) if shapes[name] == shape]
+        drawn = jax.vmap(lambda one, shape=shape: FORMS[form].init(one, shape, rank))(keys[np.array(alike)])
+        made |= {names[index]: {side: leaf[place] for side, leaf in drawn.items()} for place, index in enumerate(alike)}
+    return {name: made[name] for name in names}
 
 
 def factors_of_network(network: OffsetNetwork) -> dict[str, Array]:
@@ -112,10 +149,10 @@ def factors_of_networks(networks: Networks) -> Factors:
 
 
 def difference(factors: Factors, others: Factors) -> Factors:
-    """Factors of Δ - Δ', exactly: the ranks add up. Both hold the same kernels."""
+    """Low-rank factors of Δ - Δ', exactly: the ranks add up. Both hold the same kernels."""
 
     def joined(name: str, side: str, sign: float) -> Array:
-        return jnp.concatenate([factors[name][side], sign * others[name][side]], axis=1)
+        return jnp.concatenate([factors[name][side], sign * others[name][side]], axis=-1)
 
     return {name: {"rows": joined(name, "rows", 1), "columns": joined(name, "columns", -1)} for name in factors}
 
@@ -125,12 +162,46 @@ def unit_steps(factors: Factors) -> dict[str, dict[str, float]]:
 
     With rows ~ N(0, 1), Δ of rank 1 has the RMS ‖columns‖ / √out. A change of the rows by √in turns them by about their own length.
     """
-    return jax.tree.map(lambda leaf: leaf.shape[0] ** 0.5, factors)
+    return {name: _form_of(tensors).unit_steps(tensors) for name, tensors in factors.items()}
 
 
-def delta(factors: Mapping[str, Array]) -> Float[Array, "in out"]:
-    """The offsets of one kernel: Δ = rows columnsᵀ."""
-    return factors["rows"] @ factors["columns"].T
+def delta(tensors: Mapping[str, Array]) -> Float[Array, "*stack in out"]:
+    """The offsets of one kernel: Δ = rows columnsᵀ.
+
+    Errors: `UserError` for tensors of no known form.
+    """
+    return _form_of(tensors).delta(tensors)
+
+
+def misfit(factors: Any, kernels: Mapping[str, Any] | None = None) -> str | None:
+    """The first kernel whose offsets are of no known form, or of another shape than it has; None where all fit.
+
+    Args:
+        factors: Kernel's name -> tensors, as read from a file: it may be anything.
+        kernels: Kernel's name -> kernel or its shape and dtype; where not given, any shape will do.
+    """
+    for name, tensors in factors.items():
+        try:
+            shape = jax.eval_shape(delta, tensors).shape
+        except (UserError, TypeError, ValueError, AttributeError, LookupError):  # whatever a form makes of what is none of it
+            return name
+        if kernels is not None and (name not in kernels or kernels[name].shape != shape):
+            return name
+    return None
+
+
+def layout(tensors: Mapping[str, Array]) -> list[int]:
+    """What the shapes of low-rank factors follow from: [*stack, in, out, rank]."""
+    return [*jax.eval_shape(_low_rank_delta, tensors).shape, tensors["rows"].shape[-1]]
+
+
+def shapes_of(layout: Sequence[int]) -> dict[str, Shape]:
+    """The shapes of low-rank factors, rows first, from their `layout`.
+
+    Errors: `ValueError` for fewer than three numbers.
+    """
+    *stack, rows, columns, rank = layout
+    return {"rows": (*stack, rows, rank), "columns": (*stack, columns, rank)}
 
 
 def merge(unet_params: Mapping[str, Any], *factor_sets: Factors) -> dict[str, Any]:
@@ -153,6 +224,13 @@ def merge(unet_params: Mapping[str, Any], *factor_sets: Factors) -> dict[str, An
             )
         merged[f"{name}/kernel"] = (kernel * (1 + sum(deltas))).astype(kernel.dtype)
     return unflatten_dict(merged, sep="/")
+
+
+def _form_of(tensors: Mapping[str, Any]) -> Form:
+    for form in FORMS.values():
+        if set(form.tensors) == set(tensors):
+            return form
+    raise UserError(f"Weight offsets of {', '.join(sorted(tensors))} are of no known form; update e4t-jax.")
 
 
 def _name(path: Sequence[str] | str) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 from sandbox import nothing_compiled
 
 import e4t_jax
-from e4t_jax import registry
+from e4t_jax import offsets, registry
 from e4t_jax.evaluation.metrics import METRICS
 from e4t_jax.pretraining.settings import preset_of
 from e4t_jax.samplers import METHODS
@@ -27,7 +27,7 @@ def blocks(path):
 @pytest.fixture
 def additions(monkeypatch):
     """What the examples add to the package's tables is gone afterwards."""
-    tables = (scopes.SCOPES, METRICS, METHODS, *registry._ENTRIES.values())
+    tables = (scopes.SCOPES, offsets.FORMS, METRICS, METHODS, *registry._ENTRIES.values())
     for table in tables:
         for name in list(table):
             monkeypatch.setitem(table, name, table[name])
@@ -53,6 +53,12 @@ def test_every_example_of_extending_runs(domain, tmp_path, monkeypatch, addition
     assert names["concept"].scope == "word"
     assert np.all(np.asarray(names["concept"].trainable.residual) != 0)
     assert all(np.all(np.asarray(part["columns"]) == 0) for part in names["concept"].trainable.factors.values())
+    moved = offsets.merge(domain.params["unet"], names["scaled_again"].trainable.factors)
+    for name, kernel in domain.base.offset_kernels(domain.params["unet"]).items():
+        scale = np.asarray(domain.base.offset_kernels(moved)[name] / kernel)
+        inputs, outputs = (np.asarray(names["scaled"].trainable.factors[name][side]) for side in ("inputs", "outputs"))
+        assert np.any(inputs) and np.any(outputs)
+        np.testing.assert_allclose(scale, 1 + np.add.outer(inputs, outputs), atol=1e-4)  # read from float16
     assert names["pictures"].shape == (1, 1, 16, 16, 3) and names["drawn"].shape == (1, 1, 16, 16, 3)
     assert list(names["figures"]) == ["brightness"]
     assert len(names["rows"]) == 8 and names["learned"].factors

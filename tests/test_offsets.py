@@ -138,7 +138,7 @@ def test_fresh_factors_change_nothing_and_their_columns_feel_a_gradient_at_once(
 
 
 def test_every_kernel_draws_its_rows_from_a_key_of_its_own():
-    """Bit for bit, though those of one length are drawn together; keys are split in the order of names."""
+    """Bit for bit, though those of one shape are drawn together; keys are split in the order of names."""
     kernels = {"a": (IN, OUT), "b": (5, OUT), "c": (IN, IN)}
     factors = offsets.init_factors(jax.random.key(0), kernels, rank=2)
     for name, key in zip("abc", jax.random.split(jax.random.key(0), 3), strict=True):
@@ -166,3 +166,53 @@ def test_merging_keeps_the_dtype_of_the_weights():
 def test_offsets_of_another_base_are_refused_by_name(kernels):
     with pytest.raises(UserError, match=r"down/attn[13]/to_q .* another base model"):
         offsets.merge(unet_params(), random_factors(0, kernels))
+
+
+def test_a_stack_of_kernels_is_each_of_them():
+    """Offsets, merging, gradients and unit steps of kernels [2, 3, in, out], beside a loop over the stack: 1e-5."""
+    stack = (2, 3)
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((*stack, IN, OUT)), jnp.float32)
+    factors = random_factors(1, {"layers/to_q": (*stack, IN, OUT)})
+    assert {side: leaf.shape for side, leaf in factors["layers/to_q"].items()} == {"rows": (2, 3, IN, 3), "columns": (2, 3, OUT, 3)}
+    assert offsets.misfit(factors, {"layers/to_q": kernel}) is None
+
+    def loss(factors):
+        return jnp.sum(jnp.sin(offsets.merge({"layers": {"to_q": {"kernel": kernel}}}, factors)["layers"]["to_q"]["kernel"]))
+
+    merged = offsets.merge({"layers": {"to_q": {"kernel": kernel}}}, factors)["layers"]["to_q"]["kernel"]
+    gradient = jax.grad(loss)(factors)["layers/to_q"]
+    rows, columns = (np.asarray(factors["layers/to_q"][side], np.float64) for side in ("rows", "columns"))
+    for place in np.ndindex(stack):
+        own = np.asarray(kernel[place], np.float64)
+        expected = own * (1 + rows[place] @ columns[place].T)
+        np.testing.assert_allclose(merged[place], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+        slope = np.cos(expected) * own  # ∂loss / ∂Δ
+        np.testing.assert_allclose(gradient["rows"][place], slope @ columns[place], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(gradient["columns"][place], slope.T @ rows[place], rtol=0, atol=1e-4)
+    # A change of that length has the RMS 1 in Δ, over the stack as over one: of the columns, for rows ~ N(0, 1) of rank 1.
+    units = offsets.unit_steps(factors)["layers/to_q"]
+    assert units == {"rows": pytest.approx((6 * IN) ** 0.5), "columns": pytest.approx((6 * OUT) ** 0.5)}
+    assert offsets.layout(factors["layers/to_q"]) == [2, 3, IN, OUT, 3]
+    assert offsets.shapes_of([2, 3, IN, OUT, 3]) == {side: leaf.shape for side, leaf in factors["layers/to_q"].items()}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": np.zeros((IN, 3))},
+        {"rows": np.zeros((IN, 3)), "columns": np.zeros((OUT, 2))},
+        {"rows": np.zeros((IN, 3)), "columns": np.zeros(OUT)},
+        {"rows": np.zeros((IN, 3)), "columns": np.zeros((OUT, 3)), "more": np.zeros(1)},
+        {"rows": np.zeros((OUT, 3)), "columns": np.zeros((IN, 3))},
+        {"rows": {"rows": np.zeros((IN, 3))}, "columns": np.zeros((OUT, 3))},
+        np.zeros((IN, 3)),
+        {},
+    ],
+)
+def test_offsets_that_do_not_fit_are_named(wrong):
+    right = {"rows": np.zeros((IN, 3), np.float32), "columns": np.zeros((OUT, 3), np.float32)}
+    kernels = {name: jax.ShapeDtypeStruct((IN, OUT), np.float32) for name in ("a", "b")}
+    assert offsets.misfit({"a": right, "b": right}, kernels) is None
+    wrong = jax.tree.map(np.float32, wrong)
+    assert offsets.misfit({"a": right, "b": wrong}, kernels) == "b"
+    assert offsets.misfit({"a": right, "c": right}, kernels) == "c"

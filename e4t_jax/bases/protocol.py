@@ -150,7 +150,7 @@ class Base(Protocol):
         ...
 
     def offset_kernels(self, unet: Params) -> dict[str, Any]:
-        """Path -> kernel [in, out] of every projection that takes weight offsets: q, k and v of all attention layers."""
+        """Path -> kernel [*stack, in, out] of every projection that takes weight offsets: q, k and v of all attention layers."""
         ...
 
 

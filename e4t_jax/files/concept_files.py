@@ -2,12 +2,13 @@
 
 A file holds the picture's folded CLIP vector and the trained parts (see `objective.Trainable`), float16 as a rule. Of a scope with
 `bits`, the factors are quantised (`files.quantisation`): all rows lie in one tensor and all columns in another, each with a scale
-for every kernel, in the order of the header's layout, {kernel: [in, out, rank]}. The header names scope and domain, too, and
-carries a checksum; under "tuning" it says what the concept was tuned with: steps, seed, rates, the captions and their weights.
+for every kernel, in the order of the header's layout, {kernel: [*stack, in, out, rank]}. The header names scope and domain, too,
+and carries a checksum; under "tuning" it says what the concept was tuned with: steps, seed, rates, the captions and their weights.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from e4t_jax import offsets
 from e4t_jax.concept import Concept
 from e4t_jax.errors import UserError
 from e4t_jax.files.places import local_path
@@ -26,7 +28,6 @@ from e4t_jax.storage import pack, unpack, write_file
 from e4t_jax.tuning.scopes import SCOPES, find_scope
 
 _KIND = "e4t concept"
-_SIDES = ("rows", "columns")
 # Bits of each number of the factors' rows, and of their columns, by scope; float16 where a scope is not listed. What they cost and
 # keep is in docs/results.md.
 _BITS = {"compact": (4, 5)}
@@ -74,9 +75,9 @@ def concept_bytes(concept: Concept, dtype: Any = None) -> bytes:
 def _quantised(factors: Factors, bits: tuple[int, int]) -> tuple[dict[str, np.ndarray], dict[str, list[int]]]:
     """Tensors of the file, and their layout."""
     names = sorted(factors)
-    layout = {name: [*(len(factors[name][side]) for side in _SIDES), factors[name]["rows"].shape[1]] for name in names}
+    layout = {name: offsets.layout(factors[name]) for name in names}
     tensors = {}
-    for side, each in zip(_SIDES, bits, strict=True):
+    for side, each in zip(offsets.shapes_of(layout[names[0]]), bits, strict=True):
         pairs = [quantise(np.asarray(factors[name][side]), each) for name in names]
         tensors[f"{side}|codes"] = pack_bits(np.concatenate([codes.ravel() for codes, _ in pairs]), each)
         tensors[f"{side}|scales"] = np.array([scale for _, scale in pairs], np.float32)
@@ -92,9 +93,10 @@ def _dequantised(flat: dict[str, np.ndarray], header: dict[str, Any]) -> Factors
     if not all(size > 0 for _, sizes in layout for size in sizes) or not all(0 < bits <= 8 for bits in header["bits"]):
         raise ValueError("no layout")
     factors: Factors = {name: {} for name, _ in layout}
-    for axis, (side, bits) in enumerate(zip(_SIDES, header["bits"], strict=True)):
-        shapes = [(sizes[axis], sizes[2]) for _, sizes in layout]
-        ends = np.cumsum([length * rank for length, rank in shapes])
+    promised = [offsets.shapes_of(sizes) for _, sizes in layout]
+    for side, bits in zip(promised[0], header["bits"], strict=True):
+        shapes = [sides[side] for sides in promised]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
         codes = np.split(unpack_bits(flat.pop(f"{side}|codes"), bits, int(ends[-1])), ends[:-1])
         for (name, _), shape, own, scale in zip(layout, shapes, codes, flat.pop(f"{side}|scales"), strict=True):
             factors[name][side] = jnp.asarray(dequantise(own.reshape(shape), scale, bits))
@@ -124,10 +126,7 @@ def load_concept(path: str | Path, domain: str | None = None) -> Concept:
         tree = {**unflatten_dict(flat, sep="|"), **factors}
         tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
         folded = tree.pop("folded")
-        whole = folded.ndim == 1 and all(
-            {name: leaf.ndim for name, leaf in pair.items()} == {"rows": 2, "columns": 2}
-            for pair in tree.get("factors", {}).values()
-        )
+        whole = folded.ndim == 1 and offsets.misfit(tree.get("factors", {})) is None
     # a name that is part and whole at once; a layout of other tensors
     except (TypeError, ValueError, AttributeError, LookupError, OverflowError):
         whole = False

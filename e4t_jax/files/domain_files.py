@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from e4t_jax import registry
+from e4t_jax import offsets, registry
 from e4t_jax.bases import LoadedBase, Params, open_base
 from e4t_jax.checks import GUIDANCE, SCALE, WEIGHT, Whole, check_range
 from e4t_jax.domain import Domain
@@ -245,13 +245,7 @@ def misfit(domain: Domain, feature_width: int | None = None) -> str | None:
     promised = jax.eval_shape(lambda: method.encoder.init(jax.random.key(0), clip, features, method="unfolded")["params"])
     if found != jax.tree.map(lambda leaf: leaf.shape, promised):
         return "encoder"
-    kernels = base.offset_kernels(domain.params["unet"])
-    for name, pair in domain.factors.items():
-        shapes = {side: leaf.shape[:1] for side, leaf in pair.items()} if isinstance(pair, dict) else {}
-        kernel = kernels.get(name)
-        if kernel is None or shapes != {"rows": kernel.shape[:1], "columns": kernel.shape[1:]}:
-            return "offsets"
-    return None
+    return None if offsets.misfit(domain.factors, base.offset_kernels(domain.params["unet"])) is None else "offsets"
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from e4t_jax.errors import UserError
+from e4t_jax.offsets import LOW_RANK
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +19,7 @@ class Scope:
 
     parts: tuple[str, ...]  # fields of `objective.Trainable`; each begins as `objective.INITIAL_PARTS` says
     rank: int  # of the concept's own factors
+    form: str = LOW_RANK  # of the concept's own offsets, a row of `offsets.FORMS`
     learning_rate: float  # of all parts but the word's residual: what share of the weights the first step moves
     word_rate: float = 0.0  # what share of the domain word's length the first step of that residual moves
     # Whether the encoder predicts the word anew for every draw, with a gradient through φ_unet. That costs a quarter of a step;

@@ -126,7 +126,7 @@ class TuneSettings:
 
 def start(method: Method, frozen: Frozen, scope: Scope, key: PRNGKeyArray) -> Trainable:
     """The parts that a scope trains, before the first step (`objective.INITIAL_PARTS`)."""
-    return Trainable(**{part: INITIAL_PARTS[part](method, frozen, scope.rank, key) for part in scope.parts})
+    return Trainable(**{part: INITIAL_PARTS[part](method, frozen, scope, key) for part in scope.parts})
 
 
 def tune_one(

@@ -88,6 +88,18 @@ def test_a_concept_comes_back_quantised(tmp_path):
     np.testing.assert_array_equal(found.folded, concept.folded.astype(np.float16))
 
 
+def test_a_concept_of_stacked_kernels_comes_back(tmp_path):
+    """Quantised as a loop over the stack would not be: one scale for all of a tensor."""
+    stacked = {"rows": GENERATOR.standard_normal((2, 3, 7, 1)), "columns": GENERATOR.standard_normal((2, 3, 5, 1))}
+    concept = random_concept({"up/to_q": (7, 5, 1)})
+    factors = {**concept.trainable.factors, "layers/to_q": jax.tree.map(np.float32, stacked)}
+    save_concept(tmp_path / "venus.safetensors", concept._replace(trainable=concept.trainable._replace(factors=factors)))
+    found = load_concept(tmp_path / "venus.safetensors").trainable.factors
+    for side, bits in zip(("rows", "columns"), concept_files._BITS["compact"], strict=True):
+        x = factors["layers/to_q"][side]
+        np.testing.assert_allclose(found["layers/to_q"][side], nearest(x, float(quantise(x, bits)[1]), bits), rtol=1e-5)
+
+
 def test_a_number_format_of_ones_own_is_exact(tmp_path):
     concept = random_concept({"up/to_q": (7, 5, 1)})
     save_concept(tmp_path / "venus.safetensors", concept, np.float32)
