@@ -392,7 +392,7 @@ def facts_of(folder, **changes):
     "changes",
     [
         *({name: ...} for name in ("base", "domain_token", "scale", "template", "format", "digests", "clip_features", "guidance")),
-        *({"format": value} for value in (0, -1, 4, True, "2", 2.0, None, 10**30)),
+        *({"format": value} for value in (0, -1, 5, True, "2", 2.0, None, 10**30)),
         *({"scale": value} for value in ("0.1", None, -1, 0, True, [])),
         {"guidance": 1e9},
         {"base": 3},
