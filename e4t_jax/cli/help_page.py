@@ -14,12 +14,13 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 _KINDS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _WIDEST = 100  # columns
 _OWN = "options"  # the group of what belongs to no other
-# In the order of the page; a command's options that are named nowhere here come first.
+_SHARED = "memory and speed"  # what nearly all commands have
+# In the order of the page; options that are named nowhere here come first.
 _GROUPS = {
     "data": ("data", "held_out", "workers", "views", "kept", "mask"),
     "model": ("base", "image_encoder", "clip_features", "open_clip", "domain_token", "template", "guidance"),
     "learning": ("scope", "recipe", "also", "steps", "learning_rate", "word_rate", "regularisation", "batch_size", "seed"),
-    "memory and speed": ("dtype", "remat", "attention", "parallel", "fsdp", "accumulate", "cache"),
+    _SHARED: ("dtype", "remat", "attention", "parallel", "fsdp", "accumulate", "cache"),
     "watching": ("checkpoint_every", "watch_every", "sample_every", "profile"),
     "cluster": ("coordinator", "num_processes", "process_id"),
 }
@@ -59,7 +60,7 @@ def help_page(config_type: type, program: str) -> str:
 def _grouped(options: list[Option]) -> dict[str, list[Option]]:
     """The options by group; of few, all in one."""
     if len(options) < _FEWEST:
-        return {_OWN: options}
+        return {_OWN: sorted(options, key=lambda option: option.name in _GROUPS[_SHARED])}
     home = {name: title for title, names in _GROUPS.items() for name in names}
     groups = {title: [one for one in options if home.get(one.name, _OWN) == title] for title in (_OWN, *_GROUPS)}
     return {title: own for title, own in groups.items() if own}

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_origin, get_type_hints
 
 import tyro
 
@@ -29,6 +29,8 @@ Inline = tyro.conf.arg(name="")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """Options that all commands share."""
+
+    example: ClassVar[str] = ""  # of a call, for the help page
 
     cache: bool = True
     """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
