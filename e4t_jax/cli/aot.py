@@ -17,6 +17,8 @@ from e4t_jax.tuning.tune import TuneSettings
 class Config(NetworkCommand):
     """Compile a program ahead of time for TPUs; the last line is JSON: devices, hbm_gb, tflop_per_image, …"""
 
+    example = "e4t aot --topology v5e:4x4 --what pretrain --base random:sd15 --per-device-batch 8"
+
     topology: str = "v5e:4x4"
     """The slice to compile for, KIND:ROWSxCOLUMNS: v5e:4x4, v5p:2x2x2, v6e:16x16."""
     base: str = "random:sd15"

@@ -25,6 +25,8 @@ from e4t_jax.storage import check_writable
 class Config(Command):
     """Train the base model of the embedded world "creatures" and write a diffusers folder, or check one."""
 
+    example = "e4t train-base --out outputs/new_base"
+
     out: Path | None = None
     """Folder to write (diffusers layout, float16 safetensors), or to check; the shipped base is checked where not given."""
     work: Path = Path("outputs/base")

@@ -17,6 +17,8 @@ from e4t_jax.training.processes import Processes, is_first, joined
 class Config(NetworkCommand):
     """Encode pictures into a folder that `e4t pretrain` takes as --data cache:DIR."""
 
+    example = "e4t cache --base stable-diffusion-v1-5/stable-diffusion-v1-5 --data folder:cats --out cats_encoded"
+
     out: Path
     """Folder of the cache: cache.json and the shards; one that all processes see."""
     base: str = "creatures"

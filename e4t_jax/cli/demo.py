@@ -32,6 +32,8 @@ class Config(NetworkCommand):
     """Tune six creatures that the domain has never seen from one picture each, and draw them in four new scenes; or your own
     pictures: e4t demo --domain faces --images me.jpg."""
 
+    example = "e4t demo"
+
     out: Path = Path("outputs/demo")
     """Folder for the grids, the pictures and the concept files; with the drawn creatures, metrics.json too."""
     domain: str = "creatures"

@@ -28,6 +28,8 @@ _KEPT = ("domain", "concepts", "prompts", "given", "pictures", "sampling_steps",
 class Config(NetworkCommand):
     """Tune held-out identities from one picture each, draw them in other scenes, and let the judges decide."""
 
+    example = "e4t evaluate --concepts 64 --seed 0 --out outputs/evaluate"
+
     out: Path = Path("outputs/evaluate")
     """Folder for metrics.json, report.md, grid.png and the concept files."""
     domain: str = "creatures"

@@ -26,6 +26,8 @@ class Config(Command):
     folder says where each tool wants which file.
     """
 
+    example = "e4t export --concept outputs/tuned/venus.safetensors --format lora --out outputs/venus_lora"
+
     concept: Path
     """Concept file that `e4t tune` wrote; in A1111 and ComfyUI its name is the word."""
     out: Path

@@ -21,6 +21,8 @@ class Config(Command):
     `e4t import-reference` reads the folder back, with the same numbers.
     """
 
+    example = "e4t export-domain --domain faces --out outputs/checkpoint"
+
     out: Path
     """Folder to write."""
     domain: str = "creatures"

@@ -32,6 +32,8 @@ class Config(NetworkCommand):
     and grid.png, of the first 64 concepts.
     """
 
+    example = 'e4t generate --concepts outputs/tuned/venus.safetensors --prompts "a photo of *s in the snow" --out outputs/drawn'
+
     concepts: tuple[Path, ...]
     """Concept files that `e4t tune` wrote."""
     prompts: tuple[str, ...]

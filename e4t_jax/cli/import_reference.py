@@ -17,6 +17,8 @@ from e4t_jax.interop.e4t_diffusion import import_checkpoint
 class Config(Command):
     """Import weight_offsets.pt, encoder.pt and config.json of the public PyTorch implementation (needs PyTorch)."""
 
+    example = "e4t import-reference --reference mshing/e4t-diffusion-ffhq-celebahq-v1 --out outputs/faces"
+
     reference: str
     """Hub id or folder of the checkpoint; one with pretrained_args in its config.json is a tuned concept."""
     out: Path

@@ -19,6 +19,8 @@ from e4t_jax.storage import check_writable
 class Config(Command):
     """Train the judges that evaluate pictures of the embedded world."""
 
+    example = "e4t train-judges --out outputs/new_judges"
+
     out: Path
     """Folder for identity.safetensors, scene.safetensors, attributes.safetensors and fish.safetensors."""
     only: Literal["identity", "scene", "attributes", "fish"] | None = None

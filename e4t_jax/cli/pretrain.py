@@ -28,6 +28,8 @@ from e4t_jax.training.processes import Processes, is_first, joined, stop_of_all
 class Config(NetworkCommand):
     """Pretrain encoder and weight offsets on one domain of pictures."""
 
+    example = "e4t pretrain --base stable-diffusion-v1-5/stable-diffusion-v1-5 --data folder:cats --domain-token cat --out cats"
+
     out: Path
     """Folder of the domain: domain.json, encoder.safetensors, offsets.safetensors."""
     base: str = "creatures"

@@ -9,11 +9,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_origin, get_type_hints
 
 import tyro
 
 from e4t_jax.checks import check_ranges
+from e4t_jax.cli.help_page import help_page
 from e4t_jax.cli.parse_errors import Option, line_of_box, unknown_words
 from e4t_jax.cli.streams import ends_with_its_reader, is_unread
 from e4t_jax.errors import UserError
@@ -28,6 +29,8 @@ Inline = tyro.conf.arg(name="")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """Options that all commands share."""
+
+    example: ClassVar[str] = ""  # of a call, for the help page
 
     cache: bool = True
     """Keep compiled programs for the next run, in the user's cache folder or $JAX_COMPILATION_CACHE_DIR: it starts sooner."""
@@ -126,6 +129,9 @@ def value_of(arguments: Sequence[str], flag: str) -> str | None:
 
 def parse(config_type: type, arguments: Sequence[str] | None, program: str | None) -> Any:
     """The configuration that a command line asks for; what it cannot read ends with one line and status 1, as all mistakes do."""
+    if {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
+        print(help_page(config_type, program or "e4t"))
+        sys.exit()
     report = io.StringIO()
     config: Any
     try:

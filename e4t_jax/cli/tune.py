@@ -23,6 +23,8 @@ from e4t_jax.tuning.tune import TuneSettings
 class Config(NetworkCommand):
     """Tune one concept for each picture; writes a .safetensors file a concept, as soon as it is tuned, and tune.json."""
 
+    example = "e4t tune --images examples/venus.png examples/ada.png --out outputs/tuned"
+
     images: tuple[Path, ...]
     """Pictures, one a concept."""
     out: Path
