@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from e4t_jax.pretraining.settings import DomainSettings
+
 _KINDS = {int: "N", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _WIDEST = 100  # columns
 _OWN = "options"  # the group of what belongs to no other
@@ -18,7 +20,7 @@ _SHARED = "memory and speed"  # what nearly all commands have
 # In the order of the page; options that are named nowhere here come first.
 _GROUPS = {
     "data": ("data", "held_out", "workers", "views", "kept", "mask"),
-    "model": ("base", "image_encoder", "clip_features", "open_clip", "domain_token", "template", "guidance"),
+    "model": ("base", "image_encoder", "open_clip", *(field.name for field in dataclasses.fields(DomainSettings))),
     "learning": ("scope", "recipe", "also", "steps", "learning_rate", "word_rate", "regularisation", "batch_size", "seed"),
     _SHARED: ("dtype", "remat", "attention", "parallel", "fsdp", "accumulate", "cache"),
     "watching": ("checkpoint_every", "watch_every", "sample_every", "profile"),
@@ -39,7 +41,8 @@ def help_page(config_type: type, program: str) -> str:
     """The page of a command.
 
     Args:
-        config_type: Its dataclass; the docstring says what it does, that of each field what the option means, `example` how to call it.
+        config_type: Its dataclass; the docstring says what it does, that of each field what the option means, `example` how it is
+            called.
         program: How it is called: "e4t tune".
 
     Errors: none.

@@ -45,12 +45,12 @@ def test_the_example_of_every_command_is_one_that_it_takes(command):
 def test_the_options_of_pretraining_are_in_groups_and_show_the_presets_values():
     kind = config_of("pretrain")
     titles = ["example", "options", "data", "model", "learning", "memory and speed", "watching", "cluster"]
-    for arguments, word, steps in (([], "creature", "2400"), (["--data", "folder:x", "--base", "y"], None, "30000")):
+    for arguments, word, rate in (([], "creature", "0.0015"), (["--data", "folder:x", "--base", "y"], None, "1.6e-05")):
         page = help_page(kind.with_defaults(arguments), "e4t pretrain")
         assert [line[:-1] for line in page.splitlines() if line.endswith(":") and not line.startswith(" ")] == titles
         flat = " ".join(page.split())
         assert f"one token. ({'required' if word is None else f'default: {word}'})" in flat
-        assert f"Update steps. (default: {steps})" in flat
+        assert f"(warm-up, then cosine). (default: {rate})" in flat
         assert ("usage: e4t pretrain --out PATH --domain-token TEXT [OPTIONS]" in page) == (word is None)
 
 
