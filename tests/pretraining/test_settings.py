@@ -73,7 +73,7 @@ def test_help_shows_the_defaults_that_hold(capsys):
         with pytest.raises(SystemExit) as end:
             options(*arguments, "--help")
         text = " ".join(word for word in capsys.readouterr().out.replace("│", " ").split())
-        assert end.value.code == 0 and "Pretrain encoder and weight offsets" in text
+        assert not end.value.code and "Pretrain encoder and weight offsets" in text
         word = text[text.index("--domain-token") : text.index("--template")]
         assert shown in word.rpartition("; one token.")[2], word
 
