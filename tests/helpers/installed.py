@@ -32,7 +32,7 @@ def main() -> None:
         print(call("tune", "--images", "venus.png", "--out", "concepts"), end="")
         scene = ("--prompts", "a photo of *s in the snow", "--steps", "10")
         print(call("generate", "--concepts", "concepts/venus.safetensors", *scene, "--out", "pictures"), end="")
-        assert {path.name for path in Path(folder, "pictures").iterdir()} == {"venus_0.png", "grid.png"}
+        assert {path.name for path in Path(folder, "pictures").iterdir()} == {"venus_0.png", "grid.png", "generate.json"}
 
 
 main()
